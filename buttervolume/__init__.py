@@ -1,0 +1,1 @@
+"""Buttervolume: Docker volumes that are BTRFS subvolumes."""

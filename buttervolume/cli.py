@@ -1,0 +1,185 @@
+"""The command line: declare the commands, make one call each, print what comes back.
+
+What a command needs is imported when it is needed, so that `--help` is there at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buttervolume import config as configuration
+from buttervolume.errors import ButtervolumeError, NoDaemon
+
+if TYPE_CHECKING:
+    from buttervolume.config import Config
+
+Call = Callable[..., dict[str, Any]]
+
+
+class Exit(IntEnum):
+    """The exit statuses of the command line."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO_DAEMON = 3
+
+
+# One function per command: from the arguments to the lines to print.
+
+
+def _run(config: "Config", _: argparse.Namespace) -> list[str]:
+    from buttervolume import daemon
+
+    daemon.run(config)
+    return []
+
+
+def _init(config: "Config", arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.init import DEFAULT_SIZE, initialize
+
+    if arguments.size and not arguments.file:
+        raise argparse.ArgumentTypeError("--size goes with --file")
+    return initialize(config, arguments.file, arguments.size or DEFAULT_SIZE)
+
+
+def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
+    return [call("VolumeDriver.Snapshot", Name=arguments.volume)["Snapshot"]]
+
+
+def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
+    names: list[str] = call("VolumeDriver.Snapshot.List", Name=arguments.volume)["Snapshots"]
+    return names
+
+
+def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
+    answer = call(
+        "VolumeDriver.Snapshot.Restore",
+        Name=arguments.name,
+        Target=arguments.target,
+        Force=arguments.force,
+    )
+    return [answer["VolumeBackup"]] if "VolumeBackup" in answer else []
+
+
+def _clone(call: Call, arguments: argparse.Namespace) -> list[str]:
+    answer = call("VolumeDriver.Clone", Name=arguments.volume, Target=arguments.new_volume)
+    return [answer["VolumeCloned"]]
+
+
+def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
+    call("VolumeDriver.Snapshot.Remove", Name=arguments.snapshot)
+    return []
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="buttervolume",
+        description="Docker volumes on BTRFS: snapshots, clones and restores.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="<command>")
+
+    def add(name: str, act: Callable[..., list[str]], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=f"{summary}.")
+        command.set_defaults(act=act, local=act in (_run, _init))
+        return command
+
+    command = add("init", _init, "Prepare the directories for volumes and snapshots on BTRFS")
+    command.add_argument(
+        "--file",
+        nargs="?",
+        type=Path,
+        const=Path("/var/lib/buttervolume.img"),
+        metavar="IMAGE",
+        help="where there is no BTRFS, make a BTRFS image file and mount it (default: %(const)s)",
+    )
+    command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
+
+    add("run", _run, "Run the daemon in the foreground")
+
+    command = add("snapshot", _snapshot, "Snapshot a volume and print the snapshot's name")
+    command.add_argument("volume")
+
+    command = add("snapshots", _snapshots, "List the snapshots, of one volume or all")
+    command.add_argument("volume", nargs="?")
+
+    command = add("restore", _restore, "Give a volume the content of a snapshot")
+    command.add_argument("name", metavar="snapshot", help="a snapshot, or a volume for its latest")
+    command.add_argument("target", nargs="?", help="restore into this volume instead")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="even if a container uses the volume, or subvolumes nested in it would be lost",
+    )
+
+    command = add("clone", _clone, "Make a new volume with the content of another")
+    command.add_argument("volume")
+    command.add_argument("new_volume")
+
+    command = add("rm", _rm, "Remove a snapshot")
+    command.add_argument("snapshot")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; the package's metadata is read only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"buttervolume {version('buttervolume')}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; every error becomes a line on stderr here."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if "act" not in arguments:
+        parser.print_help()
+        return Exit.DONE
+    try:
+        config = configuration.load(os.environ)
+        context = config if arguments.local else _caller(config)
+        for line in arguments.act(context, arguments):
+            print(line)
+        sys.stdout.flush()
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    except NoDaemon as error:
+        print(f"buttervolume: {error}", file=sys.stderr)
+        return Exit.NO_DAEMON
+    except ButtervolumeError as error:
+        print(f"buttervolume: {error}", file=sys.stderr)
+        return Exit.FAILED
+    except KeyboardInterrupt:
+        print("buttervolume: interrupted", file=sys.stderr)
+        return Exit.FAILED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    return Exit.DONE
+
+
+def _caller(config: "Config") -> Call:
+    """A function that calls the daemon, and prints the warning that an answer may carry."""
+    from buttervolume.client import Client
+
+    client = Client(config)
+
+    def call(endpoint: str, **body: object) -> dict[str, Any]:
+        answer = client.call(endpoint, body)
+        if "Warning" in answer:
+            print(f"buttervolume: warning: {answer['Warning']}", file=sys.stderr)
+        return answer
+
+    return call

@@ -1,0 +1,90 @@
+"""The daemon's socket, as the command line uses it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from buttervolume import command
+from buttervolume.config import Config
+from buttervolume.errors import ButtervolumeError, CommandFailed, NoDaemon
+
+
+class Refused(ButtervolumeError):
+    """The daemon's own words on why it did not do what it was asked."""
+
+
+def find_socket(config: Config) -> Path:
+    """The daemon's socket: the configured one if it exists, else that of the managed plugin.
+
+    Raises NoDaemon if neither is there.
+    """
+    try:
+        if config.socket.exists():
+            return config.socket
+    except PermissionError as error:
+        raise NoDaemon(f"{config.socket}: permission denied; run this as root") from error
+    try:
+        plugin = command.run(
+            ["docker", "plugin", "inspect", "--format", "{{.Id}}", config.drivername]
+        ).strip()
+    except CommandFailed as error:
+        raise NoDaemon(
+            f"there is no socket {config.socket}, and docker knows no plugin "
+            f"{config.drivername}: {error.stderr}"
+        ) from error
+    path = config.runpath / "plugins" / plugin / "btrfs.sock"
+    if not path.exists():
+        raise NoDaemon(
+            f"there is no socket {config.socket}, and the plugin {config.drivername} "
+            f"is not running: there is no socket {path}"
+        )
+    return path
+
+
+class Client:
+    """Calls of one daemon."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def call(self, endpoint: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """Make one call and return the answer. Raises NoDaemon, Refused.
+
+        It waits for as long as the daemon works: a transfer may take days.
+        """
+        # a command that makes no call needs none of these, and they take 0.1 s to load
+        import requests
+        import requests_unixsocket
+
+        path = find_socket(self._config)
+        url = f"http+unix://{quote(str(path), safe='')}/{endpoint}"
+        try:
+            with requests_unixsocket.Session() as session:
+                session.trust_env = False
+                response = session.post(url, json=body, timeout=None)
+        except requests.ConnectionError as error:
+            reason = _why_unreachable(path) or (
+                f"the connection was closed without an answer: is {self._config.volumes_path} "
+                "mounted? The daemon's log says more"
+            )
+            raise NoDaemon(f"{path}: {reason}") from error
+        try:
+            answer = cast(dict[str, Any], json.loads(response.content))
+            problem = str(answer["Err"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(f"{path} does not speak this program's protocol") from error
+        if problem or response.status_code != 200:
+            raise Refused(problem or f"HTTP {response.status_code}")
+        return answer
+
+
+def _why_unreachable(path: Path) -> str | None:
+    """Why nobody can be reached at a socket, or None if somebody can."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        number = probe.connect_ex(os.fsencode(path))
+    return os.strerror(number) if number else None

@@ -1,0 +1,177 @@
+"""The configuration: environment first, then the file, then the default; read and checked once."""
+
+import configparser
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from buttervolume.errors import ConfigError
+
+CONFIG_FILE = Path("/etc/buttervolume/config.ini")
+PREFIX = "BUTTERVOLUME_"
+SSH_PORT = "SSH_PORT"
+LONGEST_SOCKET_PATH = 107
+"""Bytes, from the size of sun_path in unix(7), less the final NUL."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting, checked. README.rst and config.ini.example explain them to users."""
+
+    drivername: str
+    volumes_path: Path
+    snapshots_path: Path
+    test_remote_path: Path
+    schedule: Path
+    runpath: Path
+    socket: Path
+    timer: int
+    """Seconds between two rounds of the scheduler."""
+    dtformat: str
+    loglevel: int
+    ssh_port: int
+    warnings: tuple[str, ...] = ()
+    """What is odd about the configuration without being wrong."""
+
+
+def _text(value: str) -> str:
+    if any(c.isspace() or not c.isprintable() for c in value):
+        raise ValueError("a name without spaces")
+    return value
+
+
+def _path(value: str) -> Path:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError("an absolute path")
+    return Path(os.path.normpath(value))
+
+
+def _socket(value: str) -> Path:
+    path = _path(value)
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise ValueError(f"an absolute path of at most {LONGEST_SOCKET_PATH} bytes")
+    return path
+
+
+def _whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    def convert(value: str) -> int:
+        if value.isascii() and value.isdigit() and len(value) < 10:
+            number = int(value)
+            if lowest <= number <= highest:
+                return number
+        raise ValueError(f"a whole number from {lowest} to {highest}")
+
+    return convert
+
+
+def _date_format(value: str) -> str:
+    """A format is good if every moment comes back from it, to the second."""
+    moments = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2026, 12, 31, 23, 59, 58, 999999))
+    allowed = (
+        "a format of Python's strftime that strptime reads back to the second, without '/' or '@'"
+    )
+    try:
+        for moment in moments:
+            text = moment.strftime(value)
+            back = datetime.strptime(text, value)
+            if back.replace(microsecond=0) != moment.replace(microsecond=0):
+                raise ValueError(allowed)
+            if back.strftime(value) != text or not text.isprintable() or set("/@") & set(text):
+                raise ValueError(allowed)
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(allowed) from error
+    return value
+
+
+def _log_level(value: str) -> int:
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if value.upper() not in levels:
+        raise ValueError(f"one of {', '.join(levels)}")
+    return int(getattr(logging, value.upper()))
+
+
+# Each key with its default and what turns its text into a value, or raises ValueError saying
+# what is allowed. SOCKET's default follows RUNPATH.
+_KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "DRIVERNAME": ("anybox/buttervolume:latest", _text),
+    "VOLUMES_PATH": ("/var/lib/buttervolume/volumes/", _path),
+    "SNAPSHOTS_PATH": ("/var/lib/buttervolume/snapshots/", _path),
+    "TEST_REMOTE_PATH": ("/var/lib/buttervolume/received/", _path),
+    "SCHEDULE": ("/etc/buttervolume/schedule.csv", _path),
+    "RUNPATH": ("/run/docker", _path),
+    "SOCKET": ("", _socket),
+    "TIMER": ("60", _whole_number(1, 86400)),
+    "DTFORMAT": ("%Y-%m-%dT%H:%M:%S.%f", _date_format),
+    "LOGLEVEL": ("INFO", _log_level),
+    SSH_PORT: ("1122", _whole_number(1, 65535)),
+}
+
+
+def _variable(key: str) -> str:
+    """The name of the environment variable of a key."""
+    return key if key == SSH_PORT else PREFIX + key
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    """The `[DEFAULT]` section; other sections and SSH_PORT come out as keys that nobody knows."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            parser.read_file(file)
+    except FileNotFoundError:
+        return {}
+    except (configparser.Error, UnicodeDecodeError, OSError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path} cannot be read: {problem}; it must be a text file with a line [DEFAULT] "
+            "followed by lines KEY = value"
+        ) from error
+    found = {key.upper(): value.replace("%%", "%") for key, value in parser.defaults().items()}
+    if SSH_PORT in found:
+        found[f"{SSH_PORT} (set it in the environment)"] = found.pop(SSH_PORT)
+    return found | {f"[{section}]": "section" for section in parser.sections()}
+
+
+def load(environ: Mapping[str, str], path: Path = CONFIG_FILE) -> Config:
+    """Read and check the configuration; raise ConfigError for a value that cannot be used.
+
+    Only the value that counts is checked: a good variable hides a bad line of the file. An empty
+    value counts as unset, since the managed plugin has each variable, empty.
+    """
+    in_file = _read_file(path)
+    warnings = [f"{path}: unknown key {key}" for key in in_file if key not in _KEYS]
+    warnings += [
+        f"environment: unknown key {name}"
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in set(_KEYS) - {SSH_PORT}
+    ]
+    values: dict[str, object] = {}
+    for key, (default, convert) in _KEYS.items():
+        if environ.get(_variable(key)):
+            text, source = environ[_variable(key)], f"environment variable {_variable(key)}"
+        elif in_file.get(key):
+            text, source = in_file[key], str(path)
+        elif key == "SOCKET":
+            text, source = f"{values['runpath']}/plugins/btrfs.sock", "default below RUNPATH"
+        else:
+            text, source = default, "default"
+        try:
+            values[key.lower()] = convert(text)
+        except ValueError as error:
+            raise ConfigError(f"{key} = {text!r} ({source}): it must be {error}") from error
+    config = Config(warnings=tuple(warnings), **values)  # type: ignore[arg-type]
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """Volumes and snapshots must be two separate trees: neither listing may show the other."""
+    volumes, snapshots = config.volumes_path, config.snapshots_path
+    if volumes.is_relative_to(snapshots) or snapshots.is_relative_to(volumes):
+        raise ConfigError(
+            f"VOLUMES_PATH = {str(volumes)!r} and SNAPSHOTS_PATH = {str(snapshots)!r}: "
+            "they must be two directories, neither inside the other"
+        )

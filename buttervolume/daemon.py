@@ -1,0 +1,192 @@
+"""The daemon: put the parts together, serve until a signal comes, end in order."""
+
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from waitress.channel import ClientDisconnected
+from waitress.server import create_server
+
+from buttervolume import btrfs
+from buttervolume.api import NoAnswer, create_app
+from buttervolume.config import Config
+from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
+from buttervolume.snapshots import Snapshots
+from buttervolume.volumes import LOCK_NAME, Volumes
+
+THREADS = 32
+CONNECTIONS = 4096
+"""A dockerd that starts asks about all of its volumes at once, each on a connection of its own."""
+PATIENCE = 2.0
+"""Seconds to wait for a lock that a command of a killed daemon may still hold, and for the answers
+that are being worked on when the daemon is told to stop."""
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises AlreadyRunning, NotOnBtrfs, OperationFailed."""
+    log_to_standard_streams(config.loglevel)
+    log = logging.getLogger(__name__)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    signals: SimpleQueue[int] = SimpleQueue()  # the one queue that a handler may put into
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: signals.put(received))
+    _allow_many_files()
+    prepare_directories(config)
+    with ExitStack() as stack:
+        stack.enter_context(lock(config.volumes_path / LOCK_NAME))
+        config.socket.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(Path(f"{config.socket}.lock")))
+        volumes = Volumes(config.volumes_path)
+        volumes.sweep()
+        snapshots = Snapshots(config.snapshots_path, volumes, config.dtformat)
+        server = Server(create_app(volumes, snapshots))
+        listener = stack.enter_context(listen(config.socket))
+        server.start(listener)
+        log.info("ready on %s", config.socket)
+        log.info("stopping: %s", signal.Signals(signals.get()).name)
+        config.socket.unlink(missing_ok=True)
+        server.stop()
+
+
+def log_to_standard_streams(level: int) -> None:
+    """Log INFO and below to stdout, the rest to stderr: Docker marks them info and error."""
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    out.addFilter(lambda record: record.levelno < logging.WARNING)
+    err.setLevel(logging.WARNING)
+    for handler in (out, err):
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[out, err], force=True)
+    logging.getLogger("waitress").setLevel(max(level, logging.WARNING))
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it tells of each short wait
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit on open files, 1024 in most places, for CONNECTIONS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def prepare_directories(config: Config) -> None:
+    """Make the volumes and snapshots directories, if BTRFS is there; raise NotOnBtrfs if not."""
+    filesystems = set()
+    for path in (config.volumes_path, config.snapshots_path):
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        try:
+            filesystems.add(btrfs.filesystem(existing))
+        except OSError as error:
+            raise NotOnBtrfs(f"{path} is not on a BTRFS filesystem") from error
+    if len(filesystems) > 1:
+        raise NotOnBtrfs(
+            f"{config.volumes_path} and {config.snapshots_path} are on two filesystems, "
+            "but a snapshot must be on that of its volume"
+        )
+    for path in (config.volumes_path, config.snapshots_path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperationFailed(f"make {path}", error) from error
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, so that no second daemon starts. Raises AlreadyRunning.
+
+    Short commands inherit the lock on purpose (see `command.run`): what a killed daemon left
+    running ends before the next daemon sweeps.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise AlreadyRunning(path) from error
+                time.sleep(0.02)
+        os.set_inheritable(descriptor, True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def listen(path: Path) -> Iterator[socket.socket]:
+    """Listen on a unix socket that owner and group may use; a stale one is replaced.
+
+    The lock beside the socket must be held.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        path.chmod(0o660)
+        listener.listen(CONNECTIONS)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class Server:
+    """waitress in a thread of its own, with an end that lets started answers go out."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+        # protects _working and _stopping
+        self._guard = threading.Condition()
+        self._working = 0
+        self._stopping = False
+
+    def start(self, listener: socket.socket) -> None:
+        """Serve what comes in on a listening socket."""
+        server = create_server(
+            self._serve,
+            sockets=[listener],
+            threads=THREADS,
+            connection_limit=CONNECTIONS,
+            backlog=CONNECTIONS,
+            asyncore_use_poll=True,  # select() ends at 1,024 connections
+            clear_untrusted_proxy_headers=False,
+        )
+        threading.Thread(target=server.run, name="waitress", daemon=True).start()
+
+    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with self._guard:
+            if self._stopping:
+                raise ClientDisconnected  # Docker asks the next daemon
+            self._working += 1
+        try:
+            return self._app(environ, start_response)
+        except NoAnswer:
+            raise ClientDisconnected from None  # waitress closes without an answer
+        finally:
+            with self._guard:
+                self._working -= 1
+                self._guard.notify_all()
+
+    def stop(self) -> None:
+        """Take no more requests, and wait a moment for those that are being worked on."""
+        with self._guard:
+            self._stopping = True
+            self._guard.wait_for(lambda: not self._working, PATIENCE)

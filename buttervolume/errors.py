@@ -1,0 +1,189 @@
+"""What can go wrong, as a user is told of it.
+
+Every class carries its data and words its own message; `str(error)` is that message. The edges
+(api, cli, scheduler) decide what a class means to them, never what it says.
+"""
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+
+class ButtervolumeError(Exception):
+    """A refusal or a failure that a user can understand and act on."""
+
+
+class CommandFailed(ButtervolumeError):
+    """A command ended with another exit status than 0, or could not be started.
+
+    `status` is the exit status, negative for a signal, as in `subprocess`.
+    """
+
+    def __init__(self, argv: Sequence[str], status: int, stderr: str) -> None:
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr = stderr.strip()
+        super().__init__(argv, status, stderr)
+
+    def __str__(self) -> str:
+        end = f"signal {-self.status}" if self.status < 0 else f"exit status {self.status}"
+        command = shlex.join(self.argv)
+        if len(command) > 300:
+            command = f"{command[:300]}…"
+        return f"{self.stderr or 'no message'} ({command}: {end})"
+
+
+class OperationFailed(ButtervolumeError):
+    """Something that should have worked did not: what was tried, and the reason."""
+
+    def __init__(self, attempt: str, reason: object) -> None:
+        self.attempt = attempt
+        self.reason = reason
+        super().__init__(f"cannot {attempt}: {reason}")
+
+
+class BadName(ButtervolumeError):
+    """A name that is not allowed for what it is to name."""
+
+    def __init__(self, kind: str, name: str, rule: str) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"{name!r} is not allowed as the name of a {kind}: {rule}")
+
+
+class BadOption(ButtervolumeError):
+    """An unknown volume option, or a value that it does not take."""
+
+
+class NoSuchVolume(ButtervolumeError):
+    """The volume does not exist."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: no such volume")
+
+
+class NoSuchSnapshot(ButtervolumeError):
+    """The snapshot does not exist."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: no such snapshot")
+
+
+class NoSnapshots(ButtervolumeError):
+    """A volume has no snapshot to restore."""
+
+    def __init__(self, volume: str) -> None:
+        self.volume = volume
+        super().__init__(f"{volume}: there is no snapshot of this volume")
+
+
+class IncompleteSnapshot(ButtervolumeError):
+    """A writable subvolume among the snapshots: `btrfs receive` has not finished it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name}: this copy is incomplete (it is being received, or its transfer failed); "
+            "send it again, or remove it with: buttervolume rm"
+        )
+
+
+class VolumeExists(ButtervolumeError):
+    """The target of an operation that makes a new volume exists already."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: this volume exists already; choose another name")
+
+
+class NotAVolume(ButtervolumeError):
+    """Something that is no subvolume stands where a volume would have to be."""
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+        super().__init__(f"{path} is in the way: it is not a BTRFS subvolume; move it elsewhere")
+
+
+class VolumeMounted(ButtervolumeError):
+    """A volume would be replaced under a running container."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name}: a container uses this volume and would go on writing to the old content, "
+            "which is deleted; stop it first, or force the restore"
+        )
+
+
+class VolumeBusy(ButtervolumeError):
+    """Another operation needs the volume as it is."""
+
+    def __init__(self, name: str, operation: str) -> None:
+        self.name = name
+        self.operation = operation
+        super().__init__(f"{name}: {operation} of this volume is under way; try again after it")
+
+
+class SnapshotBusy(ButtervolumeError):
+    """A transfer needs the snapshot: it is being sent, or is the parent of what is being sent."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: a transfer that is under way needs this snapshot")
+
+
+class NestedSubvolumes(ButtervolumeError):
+    """Subvolumes nested in a volume would be lost, since a snapshot does not hold them."""
+
+    def __init__(self, name: str, nested: Iterable[str]) -> None:
+        self.name = name
+        self.nested = tuple(nested)
+        super().__init__(
+            f"{name}: the subvolumes nested in this volume ({', '.join(self.nested)}) are in no "
+            "snapshot and would be deleted; move them away, or force the restore"
+        )
+
+
+class ConfigError(ButtervolumeError):
+    """A configuration value, or the file itself, that the program cannot work with."""
+
+
+class NotOnBtrfs(ButtervolumeError):
+    """The daemon's directories are not on one BTRFS filesystem."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; to prepare one, run: buttervolume init --file")
+
+
+class VolumesUnavailable(ButtervolumeError):
+    """The filesystem of the volumes has gone away.
+
+    Docker must get no answer then: any answer would make it forget its volumes, while a broken
+    connection is tried again (moby, daemon/volume/service/store.go).
+    """
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+        super().__init__(f"{path} is missing, or no longer on its BTRFS filesystem")
+
+
+class AlreadyRunning(ButtervolumeError):
+    """Another daemon works with the same volumes or the same socket."""
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+        super().__init__(
+            f"another daemon is running, or a command that it left behind: it locks {path}"
+        )
+
+
+class NoDaemon(ButtervolumeError):
+    """No daemon answers where the command line expects one."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{reason}. Start the daemon with 'buttervolume run', or the managed plugin with "
+            "'docker plugin enable'"
+        )

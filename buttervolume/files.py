@@ -1,0 +1,61 @@
+"""Changes of the directory tree that happen wholly or not at all."""
+
+import ctypes
+import os
+import tempfile
+from pathlib import Path
+
+# linux/fs.h and renameat2(2)
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename, but never over something that exists: FileExistsError then."""
+    _renameat2(source, target, _RENAME_NOREPLACE)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one atomic step, so that at no moment either is missing."""
+    _renameat2(one, other, _RENAME_EXCHANGE)
+
+
+def sync_directory(path: Path) -> None:
+    """Return when the names in a directory are as they are now on the disk, too."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, content: str) -> None:
+    """Give a file a new content; whatever happens, it holds all of the old or all of the new.
+
+    The file keeps its permissions, and a new one gets 0644. A link to it stays one.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        mode = path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        mode = 0o644
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync_directory(path.parent)

@@ -1,0 +1,134 @@
+"""`buttervolume init`: prepare the place for volumes and snapshots; never format what exists."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from buttervolume import btrfs, command
+from buttervolume.config import Config
+from buttervolume.errors import ButtervolumeError, CommandFailed, NotOnBtrfs, OperationFailed
+
+DEFAULT_SIZE = "10G"
+_SMALLEST = 256 << 20  # mkfs.btrfs wants 109 MiB at the least, which leaves next to nothing
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAGIC, _MAGIC_OFFSET = b"_BHRfS_M", 0x10040  # of the first superblock, btrfs(5)
+
+
+class CannotInitialize(ButtervolumeError):
+    """The place is not as `init` can use it; nothing was changed."""
+
+
+def parse_size(text: str) -> int:
+    """A size in bytes from a whole number with K, M, G or T behind it; raises CannotInitialize."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.strip().upper())
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not _SMALLEST <= size < 1 << 60:
+        raise CannotInitialize(f"size {text!r}: write a number with M, G or T, 256M at the least")
+    return size
+
+
+def initialize(config: Config, image: Path | None = None, size: str = DEFAULT_SIZE) -> list[str]:
+    """Make the directories on BTRFS, on a mounted image file if one is given; say what was done.
+
+    Raises NotOnBtrfs without an image where there is no BTRFS, CannotInitialize, OperationFailed.
+    """
+    home = _common_directory(config)
+    wanted = parse_size(size)
+    if image is None or _is_on_btrfs(home):
+        if not _is_on_btrfs(home):
+            raise NotOnBtrfs(f"{home} is not on a BTRFS filesystem")
+        said = [f"{home} is on BTRFS"]
+    else:
+        said = _mount_image(image.absolute(), home, wanted)
+    directories = [config.volumes_path, config.snapshots_path, home / "config", home / "ssh"]
+    for path in directories:
+        if not path.is_dir():
+            path.mkdir(parents=True, mode=0o700 if path.name == "ssh" else 0o755)
+            said.append(f"made {path}")
+    return said
+
+
+def _common_directory(config: Config) -> Path:
+    home = Path(os.path.commonpath([config.volumes_path, config.snapshots_path]))
+    if home == Path("/"):
+        raise CannotInitialize(
+            f"VOLUMES_PATH ({config.volumes_path}) and SNAPSHOTS_PATH ({config.snapshots_path}) "
+            "share no directory that could be prepared: put both below one"
+        )
+    return home
+
+
+def _is_on_btrfs(path: Path) -> bool:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    try:
+        btrfs.filesystem(existing)
+    except OSError:
+        return False
+    return True
+
+
+def _mount_image(image: Path, home: Path, size: int) -> list[str]:
+    """Mount an image file, made first if it does not exist."""
+    hidden = next(_files_below(home), None)
+    if hidden is not None:
+        raise CannotInitialize(
+            f"{home} is not empty (there is {hidden}): a mount would hide what is in it; "
+            "move it elsewhere first"
+        )
+    said = []
+    if os.path.lexists(image):
+        _check_holds_btrfs(image)
+        said.append(f"{image} holds BTRFS already and is used as it is")
+    else:
+        _make_image(image, size)
+        said.append(f"made {image}, a sparse file of {size} bytes with a new BTRFS")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        command.run(["mount", "-o", "loop", str(image), str(home)])
+    except (CommandFailed, OSError) as error:
+        raise OperationFailed(f"mount {image} on {home}", error) from error
+    said.append(f"mounted {image} on {home}")
+    said.append("to mount it at each start of the machine, put this line into /etc/fstab:")
+    said.append(" ".join([_fstab(image), _fstab(home), "btrfs", "loop", "0", "0"]))
+    return said
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    for parent, _directories, files in os.walk(directory):
+        for name in files:
+            yield Path(parent, name)
+
+
+def _check_holds_btrfs(image: Path) -> None:
+    magic = b""
+    if image.is_file():
+        with image.open("rb") as file:
+            file.seek(_MAGIC_OFFSET)
+            magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise CannotInitialize(
+            f"{image} exists and holds no BTRFS: it stays as it is; name another file"
+        )
+
+
+def _make_image(image: Path, size: int) -> None:
+    """Make a sparse file with a new BTRFS; it gets its name only when it is whole."""
+    try:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{image.name}.", dir=image.parent)
+        try:
+            os.truncate(descriptor, size)
+            os.close(descriptor)
+            command.run(["mkfs.btrfs", "--quiet", name])
+            os.link(name, image)  # fails if the name has been taken meanwhile
+        finally:
+            os.unlink(name)
+    except (CommandFailed, OSError) as error:
+        raise OperationFailed(f"make {image}", error) from error
+
+
+def _fstab(path: Path) -> str:
+    """A path as fstab(5) wants it, without blanks."""
+    return str(path).replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")

@@ -1,0 +1,91 @@
+"""Who may do what at the same time: mutexes for short operations, holds for long ones."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+
+class Mutexes:
+    """One mutex for each name, made when it is needed and forgotten when nobody uses it."""
+
+    def __init__(self) -> None:
+        # protects _mutexes and _users, for a moment at a time
+        self._guard = threading.Lock()
+        self._mutexes: dict[str, threading.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, *names: str) -> Iterator[None]:
+        """Hold the mutexes of some names, taken in one order by everybody: no deadlock."""
+        with ExitStack() as stack:
+            for name in sorted(set(names)):
+                stack.enter_context(self._hold_one(name))
+            yield
+
+    @contextmanager
+    def _hold_one(self, name: str) -> Iterator[None]:
+        with self._guard:
+            mutex = self._mutexes.setdefault(name, threading.Lock())
+            self._users[name] += 1
+        try:
+            with mutex:
+                yield
+        finally:
+            with self._guard:
+                self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name], self._mutexes[name]
+
+
+class Holds:
+    """Names that something long, such as a transfer, needs left as they are.
+
+    Nobody waits here: who wants to change what is held, or to hold what is being changed, is told
+    so at once.
+    """
+
+    def __init__(self, busy: Callable[[str], Exception]) -> None:
+        """`busy` makes the error for a name that is taken."""
+        self._busy = busy
+        # protects _held and _claimed, for a moment at a time
+        self._guard = threading.Lock()
+        self._held: Counter[str] = Counter()
+        self._claimed: set[str] = set()
+
+    @contextmanager
+    def hold(self, *names: str) -> Iterator[None]:
+        """Keep names from being claimed until the block ends. Several may hold one name."""
+        with self._guard:
+            for name in names:
+                if name in self._claimed:
+                    raise self._busy(name)
+            self._held.update(names)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._held.subtract(names)
+                self._held = +self._held
+
+    @contextmanager
+    def claim(self, names: Iterable[str]) -> Iterator[frozenset[str]]:
+        """Claim, for changing them until the block ends, those of the names that are free."""
+        with self._guard:
+            free = frozenset(names) - self._held.keys() - self._claimed
+            self._claimed |= free
+        try:
+            yield free
+        finally:
+            with self._guard:
+                self._claimed -= free
+
+    def held(self) -> frozenset[str]:
+        """The names that are held now."""
+        with self._guard:
+            return frozenset(self._held)
+
+    def check_free(self, name: str) -> None:
+        """Raise the error of `busy` if the name is held."""
+        if name in self.held():
+            raise self._busy(name)

@@ -1,0 +1,244 @@
+"""Volumes: subvolumes of one directory, each made, replaced and removed as a whole."""
+
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from buttervolume import btrfs, files, names
+from buttervolume.errors import (
+    BadOption,
+    CommandFailed,
+    NoSuchVolume,
+    NotAVolume,
+    OperationFailed,
+    VolumeBusy,
+    VolumeExists,
+    VolumesUnavailable,
+)
+from buttervolume.locks import Holds, Mutexes
+
+OWN_PREFIX = ".buttervolume-"
+"""What the daemon itself puts among the volumes begins with this; `sweep` removes it."""
+LOCK_NAME = OWN_PREFIX + "lock"
+
+_COPYONWRITE = {"true": True, "false": False}
+_COMPRESSION = {"false": None, "true": "zstd", "zlib": "zlib", "lzo": "lzo", "zstd": "zstd"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the files of a new volume are written."""
+
+    copy_on_write: bool = False
+    compression: str | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume as `get` finds it; None where the filesystem would not tell."""
+
+    name: str
+    mountpoint: Path
+    created: datetime | None
+    copy_on_write: bool | None
+
+
+def parse_options(options: Mapping[str, object]) -> Options:
+    """Check the options of a new volume; raise BadOption naming the valid ones.
+
+    BTRFS compresses only what is written by copy-on-write (btrfs(5)): asking for compression
+    turns that on, and asking for the one without the other is an error.
+    """
+    valid: dict[str, Mapping[str, object]]
+    valid = {"copyonwrite": _COPYONWRITE, "compression": _COMPRESSION}
+    for key, value in options.items():
+        if key not in valid:
+            raise BadOption(f"unknown volume option {key!r}; valid options: {', '.join(valid)}")
+        if not isinstance(value, str) or value not in valid[key]:
+            raise BadOption(
+                f"{key}={value} is not possible; valid values of {key}: {', '.join(valid[key])}"
+            )
+    compression = _COMPRESSION[str(options.get("compression", "false"))]
+    wanted = options.get("copyonwrite")
+    if compression and wanted == "false":
+        raise BadOption(
+            "compression needs copy-on-write: leave out copyonwrite=false, or the compression"
+        )
+    return Options(_COPYONWRITE[str(wanted or "false")] or bool(compression), compression)
+
+
+class Volumes:
+    """The volumes in one directory of a BTRFS filesystem."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` must be on BTRFS: OSError if not."""
+        self.path = path
+        self.mutexes = Mutexes()
+        """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
+        self.synchronized = Holds(lambda name: VolumeBusy(name, "a synchronization"))
+        """Volumes that rsync is writing to; held and let go only by who holds their mutex."""
+        self._filesystem = btrfs.filesystem(path)
+        self._device = os.stat(path).st_dev
+        self._mounted_guard = threading.Lock()  # protects _mounted
+        self._mounted: dict[str, set[str]] = {}
+        self._log = logging.getLogger(__name__)
+
+    def check_available(self) -> None:
+        """Raise VolumesUnavailable if the directory is no longer on the filesystem it was on."""
+        try:
+            device = os.stat(self.path).st_dev
+            if device != self._device:  # mounted again, or something else is mounted over it
+                if btrfs.filesystem(self.path) != self._filesystem:
+                    raise VolumesUnavailable(self.path)
+                self._device = device
+        except OSError as error:
+            raise VolumesUnavailable(self.path) from error
+
+    def path_of(self, name: str) -> Path:
+        """Where a volume is or would be. Raises BadName."""
+        return self.path / names.check_volume_reference(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a volume of that name. Raises BadName."""
+        return btrfs.is_subvolume(self.path_of(name))
+
+    def mountpoint(self, name: str) -> Path:
+        """Where an existing volume is. Runs no command. Raises NoSuchVolume."""
+        if not self.exists(name):
+            self.check_available()  # else an unmounted filesystem would look like removed volumes
+            raise NoSuchVolume(name)
+        return self.path_of(name)
+
+    def list(self) -> "list[tuple[str, Path]]":
+        """Names and paths of all volumes, by name. Runs no command."""
+        found = []
+        with os.scandir(self.path) as entries:
+            device = os.stat(self.path).st_dev
+            for entry in entries:
+                if names.is_volume_reference(entry.name) and entry.is_dir(follow_symlinks=False):
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # removed meanwhile
+                        continue
+                    if btrfs.is_subvolume_root(status, device):
+                        found.append(entry.name)
+        return [(name, self.path / name) for name in sorted(found)]
+
+    def get(self, name: str) -> Volume:
+        """One volume. Runs no command; what cannot be found out is left out, since Docker would
+        take an error for "does not exist". Raises NoSuchVolume."""
+        path = self.mountpoint(name)
+        created = copy_on_write = None
+        try:
+            created = btrfs.info(path).created
+            copy_on_write = btrfs.copy_on_write(path)
+        except OSError as error:
+            self._log.warning("%s: cannot read its properties: %s", name, error)
+        return Volume(name, path, created, copy_on_write)
+
+    def create(self, name: str, options: Options) -> None:
+        """Make a volume; if there is one of that name already, leave it as it is."""
+        with self.mutexes.hold(name):
+            if self.exists(name):
+                return
+            names.check_new_volume(name)
+            try:
+                with self.workshop("create") as path:
+                    btrfs.create(path)
+                    if not options.copy_on_write:
+                        btrfs.disable_copy_on_write(path)
+                    if options.compression:
+                        btrfs.set_compression(path, options.compression)
+                    self.publish(path, name)
+            except (CommandFailed, OSError) as error:
+                raise OperationFailed(f"create volume {name}", error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a volume and the subvolumes nested in it. Raises NoSuchVolume, VolumeBusy."""
+        with self.mutexes.hold(name):
+            path = self.mountpoint(name)
+            self.synchronized.check_free(name)
+            doomed = self._own_path("remove")
+            files.rename_new(path, doomed)
+            try:
+                btrfs.delete_tree(doomed)
+            except (CommandFailed, OSError) as error:
+                files.rename_new(doomed, path)
+                raise OperationFailed(f"remove volume {name}", error) from error
+            with self._mounted_guard:
+                self._mounted.pop(name, None)
+
+    def _own_path(self, purpose: str) -> Path:
+        return self.path / f"{OWN_PREFIX}{purpose}-{uuid.uuid4().hex}"
+
+    @contextmanager
+    def workshop(self, purpose: str) -> Iterator[Path]:
+        """A path of the daemon's own to make a subvolume at; what is left there at the end goes."""
+        path = self._own_path(purpose)
+        try:
+            yield path
+        finally:
+            if os.path.lexists(path):
+                self._discard(path)
+
+    def _discard(self, path: Path) -> None:
+        """Remove something of the daemon's own; what cannot go now goes at the next start."""
+        try:
+            if btrfs.is_subvolume(path):
+                btrfs.delete_tree(path)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except (CommandFailed, OSError) as error:
+            self._log.warning("%s is left over and cannot be removed now: %s", path, error)
+
+    def publish(self, path: Path, name: str) -> None:
+        """Give a whole new subvolume its name. Raises VolumeExists, or NotAVolume if something
+        else has the name."""
+        target = self.path_of(name)
+        try:
+            files.rename_new(path, target)
+        except FileExistsError as error:
+            if btrfs.is_subvolume(target):
+                raise VolumeExists(name) from error
+            raise NotAVolume(target) from error
+
+    def exchange(self, path: Path, name: str) -> None:
+        """Put a subvolume in the place of a volume in one step, on the disk before this returns;
+        the old content is then at `path`."""
+        files.exchange(path, self.path_of(name))
+        files.sync_directory(self.path)
+
+    def sweep(self) -> None:
+        """Remove what a daemon that was killed has left. Only while no other daemon runs."""
+        with os.scandir(self.path) as entries:
+            left = [e.name for e in entries if e.name.startswith(OWN_PREFIX)]
+        for name in left:
+            if name != LOCK_NAME:
+                self._log.info("sweeping %s, left by a daemon that did not end by itself", name)
+                self._discard(self.path / name)
+
+    def remember_mount(self, name: str, user: str) -> None:
+        """Remember, as advice, that Docker mounted a volume for `user`, an id of its own."""
+        with self._mounted_guard:
+            self._mounted.setdefault(name, set()).add(user)
+
+    def remember_unmount(self, name: str, user: str) -> None:
+        """Forget a mount. Docker repeats and skips Unmount: an unknown one is no error."""
+        with self._mounted_guard:
+            users = self._mounted.get(name, set())
+            users.discard(user)
+            if not users:
+                self._mounted.pop(name, None)
+
+    def is_mounted(self, name: str) -> bool:
+        """Whether a container uses a volume, as far as the daemon has seen since its start."""
+        return name in self._mounted
