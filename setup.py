@@ -27,6 +27,7 @@ setup(
         "waitress>=2.1",
         "requests>=2.28",
         "requests-unixsocket>=0.3",
+        "tqdm>=4.64",
     ],
     entry_points={"console_scripts": ["buttervolume = buttervolume.cli:main"]},
 )

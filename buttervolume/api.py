@@ -6,14 +6,19 @@ comes in, `Err` is a string in every answer, and a domain error is HTTP 200.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from buttervolume.errors import ButtervolumeError, VolumesUnavailable
+from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable
+from buttervolume.replication import Replication
 from buttervolume.snapshots import Snapshots
+from buttervolume.transfers import Transfer
 from buttervolume.volumes import Volumes, parse_options
 
 MIMETYPE = "application/vnd.docker.plugins.v1.2+json"
@@ -62,6 +67,20 @@ class Body:
             raise MalformedRequest(f"{key} must be a string")
         return value
 
+    def texts(self, key: str) -> Sequence[str]:
+        """A list of strings that must be there, with one at the least."""
+        value = self._values.get(key)
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise MalformedRequest(f"{key} must be a list of strings")
+        return value
+
+    def number(self, key: str) -> int:
+        """A whole number that must be there."""
+        value = self._values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise MalformedRequest(f"{key} must be a whole number")
+        return value
+
     def flag(self, key: str) -> bool:
         """A boolean, False if left out."""
         value = self._values.get(key)
@@ -81,13 +100,22 @@ Answer = dict[str, object]
 Handler = Callable[..., Answer]
 
 
-def create_app(volumes: Volumes, snapshots: Snapshots) -> Flask:
-    """The application that answers Docker and the command line."""
+def create_app(
+    volumes: Volumes, snapshots: Snapshots, replication: Replication, transfer_limit: int
+) -> Flask:
+    """The application that answers Docker and the command line.
+
+    At most `transfer_limit` transfers run for callers at a time, so that threads are left for
+    Docker.
+    """
+    slots = threading.BoundedSemaphore(transfer_limit)
     app = Flask("buttervolume", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.config["PROPAGATE_EXCEPTIONS"] = True  # NoAnswer is for the server
     log = logging.getLogger(__name__)
-    _handle_errors(app, log)
+    changing: set[str] = set()
+    """The endpoints whose failures are more than an answer to a question."""
+    _handle_errors(app, log, changing)
 
     def add(
         route: str,
@@ -97,6 +125,9 @@ def create_app(volumes: Volumes, snapshots: Snapshots) -> Flask:
         on_volumes: bool = True,
         changes: bool = False,
     ) -> None:
+        if changes:
+            changing.add(route)
+
         def view(**parts: str) -> Response:
             if on_volumes:
                 volumes.check_available()
@@ -195,6 +226,25 @@ def create_app(volumes: Volumes, snapshots: Snapshots) -> Flask:
         taken = snapshots.clone(body.text("Name"), body.text("Target"))
         return {"VolumeCloned": taken.name, **_warning(taken.left_out)}
 
+    def send(body: Body) -> Answer:
+        name, host = body.text("Name"), body.text("Host")
+        with _slot(slots, transfer_limit):
+            replication.send(name, host)
+        return {}
+
+    def synchronize(body: Body) -> Answer:
+        targets, hosts = body.texts("Volumes"), body.texts("Hosts")
+        with _slot(slots, transfer_limit):
+            taken = replication.synchronize(targets, hosts)
+        return _warning([path for each in taken for path in each.left_out])
+
+    def list_transfers(_: Body) -> Answer:
+        return {"Transfers": [_describe(t) for t in replication.transfers.list()]}
+
+    def cancel_transfer(body: Body) -> Answer:
+        replication.transfers.cancel(body.number("Id"))
+        return {}
+
     add("/Plugin.Activate", activate, on_volumes=False)
     add("/VolumeDriver.Capabilities", capabilities, on_volumes=False)
     add("/VolumeDriver.Create", create, changes=True)
@@ -210,7 +260,38 @@ def create_app(volumes: Volumes, snapshots: Snapshots) -> Flask:
     add("/VolumeDriver.Snapshot.Remove", remove_snapshot, changes=True)
     add("/VolumeDriver.Snapshot.Restore", restore, changes=True)
     add("/VolumeDriver.Clone", clone, changes=True)
+    add("/VolumeDriver.Snapshot.Send", send, changes=True)
+    add("/VolumeDriver.Volume.Sync", synchronize, changes=True)
+    add("/VolumeDriver.Transfers", list_transfers, methods=("GET", "POST"), on_volumes=False)
+    add("/VolumeDriver.Transfers.Cancel", cancel_transfer, on_volumes=False, changes=True)
     return app
+
+
+@contextmanager
+def _slot(slots: threading.BoundedSemaphore, limit: int) -> Iterator[None]:
+    """Take one of the slots for transfers, or raise TooManyTransfers at once."""
+    if not slots.acquire(blocking=False):
+        raise TooManyTransfers(limit)
+    try:
+        yield
+    finally:
+        slots.release()
+
+
+def _describe(transfer: Transfer) -> Answer:
+    seconds = time.monotonic() - transfer.started
+    return {
+        "Id": transfer.number,
+        "Operation": transfer.operation,
+        "Volume": transfer.volume,
+        "Snapshot": transfer.snapshot,
+        "Host": transfer.host,
+        "Parent": transfer.parent,
+        "Phase": transfer.phase,
+        "Bytes": transfer.flow.moved,
+        "BytesPerSecond": round(transfer.flow.moved / seconds) if seconds else 0,
+        "Seconds": round(seconds, 1),
+    }
 
 
 def _warning(left_out: Sequence[str]) -> Answer:
@@ -224,12 +305,13 @@ def _respond(answer: Answer, status: int = 200) -> Response:
     return Response(json.dumps({"Err": "", **answer}), status, content_type=MIMETYPE)
 
 
-def _handle_errors(app: Flask, log: logging.Logger) -> None:
+def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -> None:
     """The one place that turns errors into answers."""
 
     @app.errorhandler(ButtervolumeError)
     def refused(error: ButtervolumeError) -> Response:
-        log.info("%s: %s", request.path, error)
+        level = logging.WARNING if request.endpoint in changing else logging.INFO
+        log.log(level, "%s: %s", request.path, error)
         return _respond({"Err": str(error)})
 
     @app.errorhandler(VolumesUnavailable)

@@ -76,6 +76,14 @@ def snapshot(source: Path, target: Path, *, readonly: bool) -> None:
     command.run(["btrfs", "subvolume", "snapshot", *flags, str(source), str(target)])
 
 
+def send_command(path: Path, *, parent: Path | None, compressed: bool) -> list[str]:
+    """The command that writes a snapshot as a stream to its output, as changes of a parent if one
+    is given. A stream of version 2 carries compressed extents as they are."""
+    version = ["--proto", "2", "--compressed-data"] if compressed else []
+    change = ["-p", str(parent)] if parent else []
+    return ["btrfs", "send", "-q", *version, *change, str(path)]
+
+
 def delete(paths: Sequence[Path]) -> dict[Path, str]:
     """Delete subvolumes that have none nested in them, in as few commands as there can be.
 

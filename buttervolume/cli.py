@@ -76,6 +76,22 @@ def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
     return []
 
 
+def _send(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.progress import watch
+
+    with watch(call, "send", arguments.snapshot.partition("@")[0], [arguments.host]):
+        call("VolumeDriver.Snapshot.Send", Name=arguments.snapshot, Host=arguments.host)
+    return []
+
+
+def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.progress import watch
+
+    with watch(call, "sync", arguments.volume, arguments.host):
+        call("VolumeDriver.Volume.Sync", Volumes=[arguments.volume], Hosts=arguments.host)
+    return []
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its arguments."""
     parser = argparse.ArgumentParser(
@@ -124,6 +140,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("rm", _rm, "Remove a snapshot")
     command.add_argument("snapshot")
+
+    command = add("send", _send, "Send a snapshot to another host, as changes if it can be")
+    command.add_argument("host")
+    command.add_argument("snapshot")
+
+    command = add("sync", _sync, "Bring the newer files of a volume on other hosts into it")
+    command.add_argument("volume")
+    command.add_argument("host", nargs="+")
     return parser
 
 

@@ -1,10 +1,24 @@
-"""The only door to other programs."""
+"""The only door to other programs: a short command, a pipeline, a long command that reports."""
 
+import fcntl
 import os
+import select
 import subprocess
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import IO
 
-from buttervolume.errors import CommandFailed
+from buttervolume.errors import Cancelled, CommandFailed, PipelineFailed, Stalled
+
+_TICK = 0.2
+"""Seconds between two looks at whether a long command is to be ended."""
+_GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL."""
+_CHUNK = 1 << 20
+"""Bytes: what a pipe is asked to hold, and what is moved at a time."""
 
 
 def environment() -> dict[str, str]:
@@ -35,3 +49,176 @@ def run(argv: Sequence[str]) -> str:
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, done.stderr)
     return done.stdout
+
+
+class Flow:
+    """What a long command has moved so far, and the means to end it from another thread."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        """Bytes."""
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Let the command be ended as soon as it is looked at again."""
+        self._cancelled.set()
+
+    def check(self) -> None:
+        """Raise Cancelled if so asked."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+
+class Process:
+    """A long command; at the end of the `with` block it has ended, by force if need be.
+
+    Its messages go to a file, since nobody reads a pipe while the command works.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+    ) -> None:
+        """`stdin` and `stdout` are as in `subprocess.Popen`; without `stdout`, the output is kept
+        for `output`."""
+        self.argv = argv
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self.popen = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=self._stdout if stdout is None else stdout,
+                stderr=self._stderr,
+                env=environment(),
+            )
+        except OSError as error:
+            self._stderr.close()
+            self._stdout.close()
+            raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}") from error
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.popen.stdin, self.popen.stdout, self._stderr, self._stdout):
+            if stream is not None:
+                stream.close()
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return _read(self._stdout)
+
+    def wait(self, flow: Flow, limit: float) -> None:
+        """Wait for the end. Raises Cancelled, or Stalled after `limit` seconds."""
+        started = time.monotonic()
+        descriptor = os.pidfd_open(self.popen.pid)
+        try:
+            while not _poll(descriptor, select.POLLIN):
+                flow.check()
+                if time.monotonic() - started > limit:
+                    raise Stalled(limit)
+        finally:
+            os.close(descriptor)
+        self.popen.wait()
+
+    def failure(self) -> CommandFailed | None:
+        """How it failed, once it has ended."""
+        status = self.popen.returncode
+        return CommandFailed(self.argv, status, _read(self._stderr)) if status else None
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _poll(descriptor: int, events: int) -> int:
+    """Wait a tick for something to happen to a file; return what did, or 0."""
+    poll = select.poll()
+    poll.register(descriptor, events)
+    happened = poll.poll(_TICK * 1000)
+    return happened[0][1] if happened else 0
+
+
+def pipe(source: Sequence[str], sink: Sequence[str], flow: Flow, *, stall: float) -> str:
+    """Run `source | sink` to the end of both and return what the sink printed.
+
+    The bytes go from pipe to pipe inside the kernel (splice(2)) and are counted in `flow`. Raises
+    PipelineFailed if either end fails, Stalled if no byte moves for `stall` seconds, Cancelled.
+    """
+    with (
+        Process(sink, stdin=subprocess.PIPE) as receiver,
+        Process(source, stdout=subprocess.PIPE) as sender,
+    ):
+        assert sender.popen.stdout is not None
+        assert receiver.popen.stdin is not None
+        _move(sender.popen.stdout.fileno(), receiver.popen.stdin.fileno(), flow, stall)
+        receiver.popen.stdin.close()
+        sender.popen.stdout.close()  # a sender with more to say ends by SIGPIPE
+        sender.wait(flow, stall)
+        receiver.wait(flow, stall)
+        failures = [end.failure() for end in (receiver, sender)]
+        if any(failures):
+            raise PipelineFailed([failure for failure in failures if failure])
+        return receiver.output()
+
+
+def _move(source: int, sink: int, flow: Flow, stall: float) -> None:
+    """Move bytes from pipe to pipe until the source ends or the sink is gone."""
+    for descriptor in (source, sink):
+        with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _CHUNK)
+    last_move = time.monotonic()
+    waiting = select.poll()
+    waiting.register(source, select.POLLIN)
+    waiting.register(sink, 0)  # tells only of its end
+    while True:
+        flow.check()
+        if time.monotonic() - last_move > stall:
+            raise Stalled(stall)
+        happened = dict(waiting.poll(_TICK * 1000))
+        if happened.get(sink):
+            return
+        if not happened.get(source) or not _poll(sink, select.POLLOUT):
+            continue
+        try:
+            count = os.splice(source, sink, _CHUNK, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            continue
+        except BrokenPipeError:
+            return
+        if not count:
+            return
+        flow.moved += count
+        last_move = time.monotonic()
+
+
+def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -> None:
+    """Run a long command that reports on its output; raise CommandFailed, Cancelled.
+
+    That it comes to an end when nothing moves is left to the command.
+    """
+    with Process(argv, stdout=subprocess.PIPE) as process:
+        assert process.popen.stdout is not None
+        descriptor = process.popen.stdout.fileno()
+        while True:
+            flow.check()
+            if _poll(descriptor, select.POLLIN):
+                output = os.read(descriptor, _CHUNK)
+                if not output:
+                    break
+                on_output(output)
+        process.wait(flow, float("inf"))
+        failure = process.failure()
+        if failure:
+            raise failure

@@ -22,7 +22,9 @@ from buttervolume import btrfs
 from buttervolume.api import NoAnswer, create_app
 from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
+from buttervolume.replication import Replication
 from buttervolume.snapshots import Snapshots
+from buttervolume.transfers import Transfers
 from buttervolume.volumes import LOCK_NAME, Volumes
 
 THREADS = 32
@@ -51,12 +53,15 @@ def run(config: Config) -> None:
         volumes = Volumes(config.volumes_path)
         volumes.sweep()
         snapshots = Snapshots(config.snapshots_path, volumes, config.dtformat)
-        server = Server(create_app(volumes, snapshots))
+        transfers = Transfers()
+        replication = Replication(volumes, snapshots, port=config.ssh_port, transfers=transfers)
+        server = Server(create_app(volumes, snapshots, replication, THREADS // 4))
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
         log.info("ready on %s", config.socket)
         log.info("stopping: %s", signal.Signals(signals.get()).name)
         config.socket.unlink(missing_ok=True)
+        transfers.close()
         server.stop()
 
 

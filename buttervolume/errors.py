@@ -32,6 +32,30 @@ class CommandFailed(ButtervolumeError):
         return f"{self.stderr or 'no message'} ({command}: {end})"
 
 
+class PipelineFailed(ButtervolumeError):
+    """One or both ends of a pipeline failed. The cause comes first, as far as can be known: an end
+    that died of SIGPIPE only lost the other."""
+
+    def __init__(self, failures: Sequence[CommandFailed]) -> None:
+        self.failures = tuple(sorted(failures, key=lambda failure: failure.status == -13))
+        super().__init__("; ".join(map(str, self.failures)))
+
+
+class Stalled(ButtervolumeError):
+    """A transfer moved nothing for too long and was ended."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"nothing moved for {seconds:g} seconds, so the transfer was ended")
+
+
+class Cancelled(ButtervolumeError):
+    """A transfer was ended because somebody asked for that."""
+
+    def __init__(self) -> None:
+        super().__init__("the transfer was cancelled")
+
+
 class OperationFailed(ButtervolumeError):
     """Something that should have worked did not: what was tried, and the reason."""
 
@@ -143,6 +167,54 @@ class NestedSubvolumes(ButtervolumeError):
             f"{name}: the subvolumes nested in this volume ({', '.join(self.nested)}) are in no "
             "snapshot and would be deleted; move them away, or force the restore"
         )
+
+
+class TransferBusy(ButtervolumeError):
+    """The same transfer is under way already."""
+
+    def __init__(self, volume: str, host: str) -> None:
+        super().__init__(f"{volume}: a send of this volume to {host} is under way already")
+
+
+class TooManyTransfers(ButtervolumeError):
+    """As many transfers run as may run at a time."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} transfers are under way, which is the limit; try again later")
+
+
+class NoSuchTransfer(ButtervolumeError):
+    """No transfer of that number is under way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{number}: no such transfer is under way")
+
+
+class HostFailed(ButtervolumeError):
+    """Another host cannot be reached, or did not do what it was asked."""
+
+    def __init__(self, host: str, reason: str) -> None:
+        self.host = host
+        self.reason = reason
+        super().__init__(f"{host}: {reason}")
+
+
+class ForeignCopy(ButtervolumeError):
+    """Something else has the name that the copy of a snapshot would have on a host."""
+
+    def __init__(self, host: str, path: object, what: str) -> None:
+        super().__init__(
+            f"{host} has something else at {path} ({what}), which is never touched; "
+            "move it away there, then send again"
+        )
+
+
+class SyncFailed(ButtervolumeError):
+    """Volumes that could not be synchronized from some hosts, each with the reason."""
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        self.failures = tuple(failures)
+        super().__init__(f"not synchronized: {'; '.join(failures)}")
 
 
 class ConfigError(ButtervolumeError):

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -219,6 +220,20 @@ class Snapshots:
             if not os.path.lexists(self.path / str(name)):
                 return name
             moment += tick
+
+    def mark_sent(self, name: SnapshotName, host: str) -> None:
+        """Record that a host has a snapshot, and forget its markers of earlier dates."""
+        marker = names.new_snapshot(name.volume, name.date, host)
+        moment = self.moment_of(name)
+        if not btrfs.is_subvolume(self.path / str(marker)):
+            try:
+                btrfs.snapshot(self.path / str(name), self.path / str(marker), readonly=True)
+            except CommandFailed as error:
+                raise OperationFailed(f"mark {name} as sent to {host}", error) from error
+        for other in self.list(name.volume).snapshots:
+            if other.name.host == host and moment and other.taken and other.taken < moment:
+                with suppress(NoSuchSnapshot):  # purged meanwhile
+                    self.remove(str(other.name))
 
     def remove(self, name: str) -> None:
         """Remove a snapshot, a marker or an incomplete copy.

@@ -1,0 +1,73 @@
+"""What is being transferred now: a list to look at, and a way to end one."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+from buttervolume.command import Flow
+from buttervolume.errors import Cancelled, NoSuchTransfer
+
+
+@dataclass
+class Transfer:
+    """A transfer under way."""
+
+    number: int
+    operation: str
+    """`send` or `sync`."""
+    volume: str
+    snapshot: str
+    host: str
+    parent: str | None = None
+    """The snapshot that both hosts have, of an incremental send."""
+    phase: str = "connecting"
+    flow: Flow = field(default_factory=Flow)
+    started: float = field(default_factory=time.monotonic)
+    """Seconds of the monotonic clock."""
+
+
+class Transfers:
+    """All transfers under way, whoever asked for them."""
+
+    def __init__(self) -> None:
+        # protects _running and _closed
+        self._guard = threading.Lock()
+        self._running: dict[int, Transfer] = {}
+        self._closed = False
+        self._numbers = count(1)
+
+    @contextmanager
+    def start(self, operation: str, volume: str, snapshot: str, host: str) -> Iterator[Transfer]:
+        """List a transfer until the block ends. Raises Cancelled if the daemon is stopping."""
+        with self._guard:
+            if self._closed:
+                raise Cancelled
+            transfer = Transfer(next(self._numbers), operation, volume, snapshot, host)
+            self._running[transfer.number] = transfer
+        try:
+            yield transfer
+        finally:
+            with self._guard:
+                del self._running[transfer.number]
+
+    def list(self) -> list[Transfer]:
+        """The transfers under way, the oldest first."""
+        with self._guard:
+            return list(self._running.values())
+
+    def cancel(self, number: int) -> None:
+        """Let a transfer end. Raises NoSuchTransfer."""
+        with self._guard:
+            if number not in self._running:
+                raise NoSuchTransfer(number)
+            self._running[number].flow.cancel()
+
+    def close(self) -> None:
+        """Let all transfers end, and no other begin."""
+        with self._guard:
+            self._closed = True
+            for transfer in self._running.values():
+                transfer.flow.cancel()
