@@ -15,8 +15,10 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable
+from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable, enumerated
 from buttervolume.replication import Replication
+from buttervolume.retention import parse_pattern
+from buttervolume.schedule import Schedule
 from buttervolume.snapshots import Snapshots
 from buttervolume.transfers import Transfer
 from buttervolume.volumes import Volumes, parse_options
@@ -101,7 +103,11 @@ Handler = Callable[..., Answer]
 
 
 def create_app(
-    volumes: Volumes, snapshots: Snapshots, replication: Replication, transfer_limit: int
+    volumes: Volumes,
+    snapshots: Snapshots,
+    replication: Replication,
+    schedule: Schedule,
+    transfer_limit: int,
 ) -> Flask:
     """The application that answers Docker and the command line.
 
@@ -110,6 +116,7 @@ def create_app(
     """
     slots = threading.BoundedSemaphore(transfer_limit)
     app = Flask("buttervolume", static_folder=None)
+    app.url_map.merge_slashes = False  # by a redirect, which would be HTML
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.config["PROPAGATE_EXCEPTIONS"] = True  # NoAnswer is for the server
     log = logging.getLogger(__name__)
@@ -136,7 +143,8 @@ def create_app(
                 raise NoAnswer  # only Docker's retry after a broken connection asks so
             body = Body(data)
             answer = handler(body, **parts)
-            log.log(logging.INFO if changes else logging.DEBUG, "%s %s: %s", route, body, answer)
+            level = logging.INFO if changes else logging.DEBUG
+            log.log(level, "%s %s: %.500s", route, body, answer)
             return _respond(answer)
 
         app.add_url_rule(
@@ -245,6 +253,45 @@ def create_app(
         replication.transfers.cancel(body.number("Id"))
         return {}
 
+    def purge(body: Body) -> Answer:
+        name, pattern = body.text("Name"), parse_pattern(body.text("Pattern"))
+        if body.flag("Dryrun"):
+            verdicts = snapshots.plan_purge(name, pattern)
+            return {
+                "Purged": [str(verdict.name) for verdict in verdicts if not verdict.keep],
+                "Verdicts": [
+                    {"Name": str(verdict.name), "Keep": verdict.keep, "Reason": verdict.reason}
+                    for verdict in verdicts
+                ],
+            }
+        purged = snapshots.purge(name, pattern)
+        return {"Purged": purged.deleted, "Err": purged.explain()}
+
+    def set_job(body: Body) -> Answer:
+        schedule.apply(body.text("Name"), body.text("Action"), body.text("Timer"))
+        return {}
+
+    def list_jobs(_: Body) -> Answer:
+        contents = schedule.read()
+        jobs = [
+            {
+                "Name": job.volume,
+                "Action": job.action,
+                "Timer": str(job.minutes),
+                "Active": str(job.active),
+            }
+            for job in contents.jobs
+        ]
+        return {"Schedule": jobs, "Paused": contents.paused}
+
+    def pause_jobs(_: Body) -> Answer:
+        schedule.pause_all()
+        return {}
+
+    def resume_jobs(_: Body) -> Answer:
+        schedule.resume_all()
+        return {}
+
     add("/Plugin.Activate", activate, on_volumes=False)
     add("/VolumeDriver.Capabilities", capabilities, on_volumes=False)
     add("/VolumeDriver.Create", create, changes=True)
@@ -262,6 +309,11 @@ def create_app(
     add("/VolumeDriver.Clone", clone, changes=True)
     add("/VolumeDriver.Snapshot.Send", send, changes=True)
     add("/VolumeDriver.Volume.Sync", synchronize, changes=True)
+    add("/VolumeDriver.Snapshots.Purge", purge, changes=True)
+    add("/VolumeDriver.Schedule", set_job, on_volumes=False, changes=True)
+    add("/VolumeDriver.Schedule.List", list_jobs, methods=("GET", "POST"), on_volumes=False)
+    add("/VolumeDriver.Schedule.Pause", pause_jobs, on_volumes=False, changes=True)
+    add("/VolumeDriver.Schedule.Resume", resume_jobs, on_volumes=False, changes=True)
     add("/VolumeDriver.Transfers", list_transfers, methods=("GET", "POST"), on_volumes=False)
     add("/VolumeDriver.Transfers.Cancel", cancel_transfer, on_volumes=False, changes=True)
     return app
@@ -298,7 +350,7 @@ def _warning(left_out: Sequence[str]) -> Answer:
     """Say which nested subvolumes are empty in a snapshot or a clone."""
     if not left_out:
         return {}
-    return {"Warning": f"nested subvolumes are not included: {', '.join(left_out)}"}
+    return {"Warning": f"nested subvolumes are not included: {enumerated(left_out)}"}
 
 
 def _respond(answer: Answer, status: int = 200) -> Response:
@@ -311,12 +363,12 @@ def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -
     @app.errorhandler(ButtervolumeError)
     def refused(error: ButtervolumeError) -> Response:
         level = logging.WARNING if request.endpoint in changing else logging.INFO
-        log.log(level, "%s: %s", request.path, error)
+        log.log(level, "%s: %s", request.url_rule, error)
         return _respond({"Err": str(error)})
 
     @app.errorhandler(VolumesUnavailable)
     def unavailable(error: VolumesUnavailable) -> Response:
-        log.error("%s gets no answer: %s", request.path, error)
+        log.error("%s gets no answer: %s", request.url_rule, error)
         raise NoAnswer from error
 
     @app.errorhandler(MalformedRequest)
@@ -335,7 +387,7 @@ def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -
     def fault(error: Exception) -> Response:
         if isinstance(error, NoAnswer):
             raise error
-        log.exception("%s: unexpected fault", request.path)
+        log.exception("%s: unexpected fault", request.url_rule)
         if request.path == "/VolumeDriver.Get":
             raise NoAnswer from error
         return _respond({"Err": f"internal error ({type(error).__name__}); see the log"}, 500)

@@ -17,6 +17,7 @@ from buttervolume import command
 from buttervolume.errors import CommandFailed
 
 _SUBVOLUME_ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID
+_SYNC = 0x9408  # BTRFS_IOC_SYNC
 _FS_INFO = 0x8400941F  # BTRFS_IOC_FS_INFO
 _GET_SUBVOL_INFO = 0x81F8943C  # BTRFS_IOC_GET_SUBVOL_INFO
 _GET_SUBVOL_ROOTREF = 0xD000943D  # BTRFS_IOC_GET_SUBVOL_ROOTREF
@@ -43,7 +44,10 @@ class Subvolume:
     uuid: UUID
     parent_uuid: UUID | None
     received_uuid: UUID | None
-    generation: int
+    changed: int
+    """The last transaction that changed something in it, once it is on the disk (see `sync`)."""
+    created_in: int
+    """The transaction that created it; of a snapshot, the one that it shows the state after."""
     created: datetime | None
     """Time of creation, local with its offset from UTC; files that change don't move it."""
     readonly: bool
@@ -135,18 +139,25 @@ def info(path: Path) -> Subvolume:
     """What the kernel knows of the subvolume that a directory is in. OSError if it is in none."""
     with _Directory(path) as descriptor:
         answer = fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, bytes(_SUBVOL_INFO.size))
-    (tree, _name, _parent, _directory, generation, flags, uuid, parent_uuid, received_uuid,
-     _ctrans, _otrans, _strans, _rtrans, _ctime, _ctime_ns, otime, otime_ns,
+    (tree, _name, _parent, _directory, _generation, flags, uuid, parent_uuid, received_uuid,
+     changed, created_in, _strans, _rtrans, _ctime, _ctime_ns, otime, otime_ns,
      *_rest) = _SUBVOL_INFO.unpack(answer)  # fmt: skip
     return Subvolume(
         tree=tree,
         uuid=UUID(bytes=uuid),
         parent_uuid=UUID(bytes=parent_uuid) if any(parent_uuid) else None,
         received_uuid=UUID(bytes=received_uuid) if any(received_uuid) else None,
-        generation=generation,
+        changed=changed,
+        created_in=created_in,
         created=datetime.fromtimestamp(otime + otime_ns / 1e9).astimezone() if otime else None,
         readonly=bool(flags & _READONLY),
     )
+
+
+def sync(path: Path) -> None:
+    """Bring to the disk what has been written on the filesystem of a directory."""
+    with _Directory(path) as descriptor:
+        fcntl.ioctl(descriptor, _SYNC)
 
 
 def nested(path: Path) -> list[Nested]:

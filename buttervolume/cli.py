@@ -4,6 +4,7 @@ What a command needs is imported when it is needed, so that `--help` is there at
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -92,6 +93,48 @@ def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
     return []
 
 
+def _purge(call: Call, arguments: argparse.Namespace) -> list[str]:
+    if arguments.verbose and not arguments.dryrun:
+        raise argparse.ArgumentTypeError("--verbose goes with --dryrun")
+    answer = call(
+        "VolumeDriver.Snapshots.Purge",
+        Name=arguments.volume,
+        Pattern=arguments.pattern,
+        Dryrun=arguments.dryrun,
+    )
+    if arguments.verbose:
+        return [
+            f"{'keep' if verdict['Keep'] else 'delete'} {verdict['Name']}: {verdict['Reason']}"
+            for verdict in answer["Verdicts"]
+        ]
+    purged: list[str] = answer["Purged"]
+    return purged
+
+
+def _schedule(call: Call, arguments: argparse.Namespace) -> list[str]:
+    call(
+        "VolumeDriver.Schedule",
+        Name=arguments.volume,
+        Action=arguments.action,
+        Timer=arguments.timer,
+    )
+    return []
+
+
+def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
+    if arguments.what != "list":
+        call(f"VolumeDriver.Schedule.{arguments.what.capitalize()}")
+        return []
+    answer = call("VolumeDriver.Schedule.List")
+    if answer["Paused"]:
+        print("buttervolume: all jobs are paused", file=sys.stderr)
+    return [
+        f"{job['Action']} {job['Timer']} {job['Name']}"
+        + (" (paused)" if job["Active"] == "False" else "")
+        for job in answer["Schedule"]
+    ]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its arguments."""
     parser = argparse.ArgumentParser(
@@ -148,6 +191,30 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("sync", _sync, "Bring the newer files of a volume on other hosts into it")
     command.add_argument("volume")
     command.add_argument("host", nargs="+")
+
+    command = add("purge", _purge, "Delete the snapshots that a retention pattern does not keep")
+    command.add_argument("--dryrun", action="store_true", help="only print what would be deleted")
+    command.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="with --dryrun, print what is kept, too, and why",
+    )
+    command.add_argument("pattern", help="ages with m, h, d, w or y, such as 4h:1d:2w:2y")
+    command.add_argument("volume")
+
+    command = add("schedule", _schedule, "Make, change or remove a job")
+    command.add_argument(
+        "action",
+        help="snapshot, purge:<pattern>, replicate:<host> or synchronize:<host>[,<host>…]",
+    )
+    command.add_argument(
+        "timer", metavar="minutes", help="every how many minutes; 0, delete, pause or resume"
+    )
+    command.add_argument("volume")
+
+    command = add("scheduled", _scheduled, "List the jobs, or pause or resume all of them")
+    command.add_argument("what", nargs="?", choices=["list", "pause", "resume"], default="list")
     return parser
 
 
@@ -174,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = configuration.load(os.environ)
         context = config if arguments.local else _caller(config)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # no name is too odd for any terminal
+            sys.stdout.reconfigure(errors="backslashreplace")
         for line in arguments.act(context, arguments):
             print(line)
         sys.stdout.flush()

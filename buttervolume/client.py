@@ -21,11 +21,8 @@ def find_socket(config: Config) -> Path:
 
     Raises NoDaemon if neither is there.
     """
-    try:
-        if config.socket.exists():
-            return config.socket
-    except PermissionError as error:
-        raise NoDaemon(f"{config.socket}: permission denied; run this as root") from error
+    if _exists(config.socket):
+        return config.socket
     try:
         plugin = command.run(
             ["docker", "plugin", "inspect", "--format", "{{.Id}}", config.drivername]
@@ -36,12 +33,20 @@ def find_socket(config: Config) -> Path:
             f"{config.drivername}: {error.stderr}"
         ) from error
     path = config.runpath / "plugins" / plugin / "btrfs.sock"
-    if not path.exists():
+    if not _exists(path):
         raise NoDaemon(
             f"there is no socket {config.socket}, and the plugin {config.drivername} "
             f"is not running: there is no socket {path}"
         )
     return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether the path exists; raise NoDaemon if the user may not look."""
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise NoDaemon(f"{path}: permission denied; run this as root") from error
 
 
 class Client:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import threading
@@ -72,7 +73,9 @@ class Flow:
 class Process:
     """A long command; at the end of the `with` block it has ended, by force if need be.
 
-    Its messages go to a file, since nobody reads a pipe while the command works.
+    Its messages go to a file, since nobody reads a pipe while the command works. It has a session
+    of its own: no terminal that it or what it starts could ask for a password, no Ctrl-C meant for
+    the daemon, and one signal ends it with all that it has started.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Process:
                 stdout=self._stdout if stdout is None else stdout,
                 stderr=self._stderr,
                 env=environment(),
+                start_new_session=True,
             )
         except OSError as error:
             self._stderr.close()
@@ -107,11 +111,11 @@ class Process:
             if stream is not None:
                 stream.close()
         if self.popen.poll() is None:
-            self.popen.terminate()
+            os.killpg(self.popen.pid, signal.SIGTERM)
             try:
                 self.popen.wait(_GRACE)
             except subprocess.TimeoutExpired:
-                self.popen.kill()
+                os.killpg(self.popen.pid, signal.SIGKILL)
                 self.popen.wait()
 
     def output(self) -> str:
@@ -167,7 +171,7 @@ def pipe(source: Sequence[str], sink: Sequence[str], flow: Flow, *, stall: float
         sender.popen.stdout.close()  # a sender with more to say ends by SIGPIPE
         sender.wait(flow, stall)
         receiver.wait(flow, stall)
-        failures = [end.failure() for end in (receiver, sender)]
+        failures = [end.failure() for end in (sender, receiver)]
         if any(failures):
             raise PipelineFailed([failure for failure in failures if failure])
         return receiver.output()

@@ -23,6 +23,8 @@ from buttervolume.api import NoAnswer, create_app
 from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
 from buttervolume.replication import Replication
+from buttervolume.schedule import Schedule
+from buttervolume.scheduler import Scheduler
 from buttervolume.snapshots import Snapshots
 from buttervolume.transfers import Transfers
 from buttervolume.volumes import LOCK_NAME, Volumes
@@ -48,20 +50,24 @@ def run(config: Config) -> None:
     prepare_directories(config)
     with ExitStack() as stack:
         stack.enter_context(lock(config.volumes_path / LOCK_NAME))
-        config.socket.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         volumes.sweep()
         snapshots = Snapshots(config.snapshots_path, volumes, config.dtformat)
         transfers = Transfers()
         replication = Replication(volumes, snapshots, port=config.ssh_port, transfers=transfers)
-        server = Server(create_app(volumes, snapshots, replication, THREADS // 4))
+        schedule = Schedule(config.schedule)
+        state = Path(f"{config.schedule}.state.json")
+        scheduler = Scheduler(schedule, snapshots, replication, state, config.timer)
+        server = Server(create_app(volumes, snapshots, replication, schedule, THREADS // 4))
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
+        scheduler.start()
         log.info("ready on %s", config.socket)
         log.info("stopping: %s", signal.Signals(signals.get()).name)
         config.socket.unlink(missing_ok=True)
         transfers.close()
+        scheduler.stop(PATIENCE)
         server.stop()
 
 
@@ -115,7 +121,11 @@ def lock(path: Path) -> Iterator[None]:
     Short commands inherit the lock on purpose (see `command.run`): what a killed daemon left
     running ends before the next daemon sweeps.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OperationFailed(f"lock {path}", error) from error
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -138,14 +148,20 @@ def listen(path: Path) -> Iterator[socket.socket]:
 
     The lock beside the socket must be held.
     """
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        mask = os.umask(0o177)
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        path.chmod(0o660)
+            if path.is_socket():
+                path.unlink()
+            elif os.path.lexists(path):
+                raise OperationFailed(f"listen on {path}", "it exists and is no socket")
+            mask = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            path.chmod(0o660)
+        except OSError as error:
+            raise OperationFailed(f"listen on {path}", error) from error
         listener.listen(CONNECTIONS)
         try:
             yield listener
@@ -158,14 +174,11 @@ class Server:
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app
-        # protects _working and _stopping
-        self._guard = threading.Condition()
-        self._working = 0
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def start(self, listener: socket.socket) -> None:
         """Serve what comes in on a listening socket."""
-        server = create_server(
+        self._server: Any = create_server(  # the type stubs know no active_channels
             self._serve,
             sockets=[listener],
             threads=THREADS,
@@ -174,24 +187,25 @@ class Server:
             asyncore_use_poll=True,  # select() ends at 1,024 connections
             clear_untrusted_proxy_headers=False,
         )
-        threading.Thread(target=server.run, name="waitress", daemon=True).start()
+        threading.Thread(target=self._server.run, name="waitress", daemon=True).start()
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        with self._guard:
-            if self._stopping:
-                raise ClientDisconnected  # Docker asks the next daemon
-            self._working += 1
+        if self._stopping.is_set():
+            raise ClientDisconnected  # Docker asks the next daemon
         try:
             return self._app(environ, start_response)
         except NoAnswer:
             raise ClientDisconnected from None  # waitress closes without an answer
-        finally:
-            with self._guard:
-                self._working -= 1
-                self._guard.notify_all()
 
     def stop(self) -> None:
         """Take no more requests, and wait a moment for those that are being worked on."""
-        with self._guard:
-            self._stopping = True
-            self._guard.wait_for(lambda: not self._working, PATIENCE)
+        self._stopping.set()
+        deadline = time.monotonic() + PATIENCE
+        while self._is_answering() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _is_answering(self) -> bool:
+        """Whether waitress works on a request, or has part of an answer that is still to be sent:
+        it sends from a thread of its own after the application has returned."""
+        channels = list(self._server.active_channels.values())
+        return any(channel.requests or channel.total_outbufs_len for channel in channels)

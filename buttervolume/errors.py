@@ -8,6 +8,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 
+def enumerated(names: Iterable[str]) -> str:
+    """Names one after the other; those that containers gave need not be printable."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+
+
 class ButtervolumeError(Exception):
     """A refusal or a failure that a user can understand and act on."""
 
@@ -150,11 +155,13 @@ class VolumeBusy(ButtervolumeError):
 
 
 class SnapshotBusy(ButtervolumeError):
-    """A transfer needs the snapshot: it is being sent, or is the parent of what is being sent."""
+    """A transfer needs the snapshot, itself or as a parent, or somebody is removing it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"{name}: a transfer that is under way needs this snapshot")
+        super().__init__(
+            f"{name}: a transfer that is under way needs this snapshot, or it is being removed"
+        )
 
 
 class NestedSubvolumes(ButtervolumeError):
@@ -164,7 +171,7 @@ class NestedSubvolumes(ButtervolumeError):
         self.name = name
         self.nested = tuple(nested)
         super().__init__(
-            f"{name}: the subvolumes nested in this volume ({', '.join(self.nested)}) are in no "
+            f"{name}: the subvolumes nested in this volume ({enumerated(self.nested)}) are in no "
             "snapshot and would be deleted; move them away, or force the restore"
         )
 
@@ -259,3 +266,27 @@ class NoDaemon(ButtervolumeError):
             f"{reason}. Start the daemon with 'buttervolume run', or the managed plugin with "
             "'docker plugin enable'"
         )
+
+
+class BadPattern(ButtervolumeError):
+    """A retention pattern that cannot be understood."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        super().__init__(
+            f"{pattern!r} is no retention pattern: write two or more ages joined by ':', each a "
+            "number with m, h, d, w or y, such as 4h:1d:2w:2y"
+        )
+
+
+class BadJob(ButtervolumeError):
+    """A job that cannot be understood."""
+
+
+class NoSuchJob(ButtervolumeError):
+    """The schedule has no such job."""
+
+    def __init__(self, volume: str, action: str) -> None:
+        self.volume = volume
+        self.action = action
+        super().__init__(f"{action} of {volume}: there is no such job in the schedule")

@@ -42,17 +42,23 @@ _RSYNC_VANISHED = 24
 
 # What is asked of the other host; $1 is the directory of the snapshots, $2 the snapshot's name.
 _LOOK = """set -e
+echo versions:
 btrfs --version
 cat /sys/fs/btrfs/features/send_stream_version 2>/dev/null || echo 1
 btrfs subvolume list -r -u -R -o "$1"
 echo copy:
-if [ -e "$1/$2" ] || [ -L "$1/$2" ]; then btrfs subvolume show "$1/$2" || echo "no subvolume"; fi
+if [ -L "$1/$2" ]; then echo "a link"
+elif [ -e "$1/$2" ]; then btrfs subvolume show "$1/$2" || echo "no subvolume"; fi
 """
 _RECEIVE = """set -e
 btrfs receive "$1" >&2
 btrfs subvolume show "$1/$2"
 """
-_DELETE = 'btrfs subvolume delete "$1/$2"'
+_DELETE = """[ -L "$1/$2" ] || [ "$(btrfs property get -t subvol "$1/$2" ro)" != ro=false ] ||
+btrfs subvolume delete "$1/$2"
+"""
+"""Deletes what is partial still: meanwhile a transfer that was given up may have completed it. A
+link would be followed."""
 
 
 class MissingParent(ButtervolumeError):
@@ -131,7 +137,8 @@ def stream_version(version: str, feature: str) -> int:
 
 def parse_look(output: str) -> There:
     """Understand the answer of a look. Raises ValueError."""
-    lists, _, copy = output.partition("\ncopy:\n")
+    _, _, answer = output.partition("versions:\n")  # after what a start-up file may have printed
+    lists, _, copy = answer.partition("\ncopy:\n")
     version, feature, *subvolumes = lists.splitlines()
     identities = set()
     for line in subvolumes:
@@ -160,6 +167,9 @@ class Replication:
         self._snapshots = snapshots
         self._port = port
         self._stall = stall
+        self._leftovers: dict[tuple[str, str], set[SnapshotName]] = {}
+        """The partial copies of a volume that may be left on a host; touched only by the one send
+        of that volume to that host. A snapshot of `replicate` that failed is sent never again."""
         self._sending: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
         self._log = logging.getLogger(__name__)
 
@@ -191,6 +201,46 @@ class Replication:
                 self._send(name, connection, transfer)
             self._snapshots.mark_sent(name, host)
 
+    def replicate(self, volume: str, host: str) -> str | None:
+        """Snapshot a volume and send the snapshot; return its name, or None if the volume has not
+        changed since the last snapshot that the host got.
+
+        Even then the host is asked whether it still has that one, and gets it again if not. When
+        the send fails, the new snapshot goes, so that a host that is down leaves no pile of them.
+        """
+        unchanged = self._sent_and_unchanged(volume, host)
+        if unchanged:
+            self.send(unchanged, host)
+            return None
+        taken = self._snapshots.take(volume)
+        try:
+            self.send(taken.name, host)
+        except BaseException:
+            try:
+                self._snapshots.remove(taken.name)
+            except ButtervolumeError as error:
+                self._log.warning("%s", error)
+            raise
+        return taken.name
+
+    def _sent_and_unchanged(self, volume: str, host: str) -> str | None:
+        """The last snapshot that a host got, if it still is what the volume holds."""
+        path = self._volumes.mountpoint(volume)
+        sent = [
+            s for s in self._snapshots.list(volume).snapshots if s.name.host == host and s.taken
+        ]
+        if not sent:
+            return None
+        last = str(sent[-1].name.snapshot)
+        try:
+            taken_from = btrfs.info(self._snapshots.check_complete(last))
+        except (NoSuchSnapshot, OSError):
+            return None
+        btrfs.sync(path)
+        now = btrfs.info(path)
+        same = taken_from.parent_uuid == now.uuid and now.changed <= taken_from.created_in
+        return last if same else None
+
     def _send(self, name: SnapshotName, connection: Connection, transfer: Transfer) -> None:
         path = self._snapshots.path_of(str(name))
         expected = identity(btrfs.info(path))
@@ -202,9 +252,10 @@ class Replication:
             return
         if state is Copy.FOREIGN:
             raise ForeignCopy(connection.host, path, "no copy of this snapshot")
-        if state is Copy.PARTIAL:
-            self._log.info("%s: removing the partial copy on %s", name, connection.host)
-            connection.run(transfer.flow, _DELETE, *self._there(name))
+        left = self._leftovers.pop((name.volume, connection.host), set())
+        for partial in left | ({name} if state is Copy.PARTIAL else set()):
+            self._log.info("%s: removing the partial copy on %s", partial, connection.host)
+            connection.run(transfer.flow, _DELETE, *self._there(partial))
         with self._parent(name, there.identities) as parent:
             try:
                 self._transfer(name, parent, there, expected, connection, transfer)
@@ -270,20 +321,25 @@ class Replication:
                 raise HostFailed(connection.host, "the copy is not complete after the transfer")
         except (PipelineFailed, Stalled, Cancelled, HostFailed) as error:
             transfer.phase = "cleaning up"
+            reason = self._explain(error, connection, parent)
             self._discard_partial(name, expected, connection.host)
-            raise self._explain(error, connection.host, parent) from error
+            raise reason from error
 
     def _explain(
-        self, error: ButtervolumeError, host: str, parent: SnapshotName | None
+        self, error: ButtervolumeError, connection: Connection, parent: SnapshotName | None
     ) -> ButtervolumeError:
+        host = connection.host
         if isinstance(error, HostFailed | Cancelled):
             return error
         if not isinstance(error, PipelineFailed):
             return HostFailed(host, str(error))
-        lost = any(failure.status == ssh.CONNECTION_FAILED for failure in error.failures)
-        if parent and not lost and re.search(r"parent subvol|source subvol", str(error)):
+        cause = error.failures[0]
+        if cause.argv[0] == "btrfs":
+            return HostFailed(host, f"btrfs send failed on this side: {ssh.explain(cause)}")
+        lost = cause.status == ssh.CONNECTION_FAILED
+        if parent and not lost and re.search(r"parent subvol|source subvol", cause.stderr):
             return MissingParent(str(parent))
-        return HostFailed(host, "; ".join(map(ssh.explain, error.failures)))
+        return HostFailed(host, connection.explain(cause))
 
     def _discard_partial(self, name: SnapshotName, expected: UUID, host: str) -> None:
         """Remove the partial copy that a failed send has left, if the host answers; if not, that
@@ -296,6 +352,7 @@ class Replication:
                     connection.run(flow, _DELETE, *self._there(name))
         except ButtervolumeError as error:
             self._log.warning("%s: a partial copy may be left on %s: %s", name, host, error)
+            self._leftovers.setdefault((name.volume, host), set()).add(name)
 
     def _own_stream_version(self) -> int:
         try:
@@ -340,8 +397,10 @@ class Replication:
                 try:
                     with self.transfers.start("sync", volume, taken.name, host) as transfer:
                         self._rsync(path, transfer)
-                except (HostFailed, Cancelled) as error:
+                except HostFailed as error:
                     failures.append(f"{volume} from {error}")
+                except Cancelled as error:
+                    failures.append(f"{volume} from {host}: {error}")
             if len(failures) == len(hosts):
                 self._snapshots.remove(taken.name)
             if failures:
@@ -353,15 +412,20 @@ class Replication:
             "rsync", "--archive", "--hard-links", "--acls", "--xattrs", "--sparse",
             "--numeric-ids", "--update", "--protect-args", "--no-human-readable",
             "--info=progress2", f"--timeout={max(1, round(self._stall))}",
-            "--rsh", shlex.join(ssh.command_for(self._port)),
+            "--rsh", shlex.join([*ssh.command_for(self._port), "-S", "none"]),
             f"{transfer.host}:{path}/", f"{path}/",
         ]  # fmt: skip
         transfer.phase = "synchronizing"
 
+        unread = b""
+
         def on_output(output: bytes) -> None:
-            moved = re.findall(rb"^\s*(\d+)\s+\d+%", output.replace(b"\r", b"\n"), re.MULTILINE)
-            if moved:
-                transfer.flow.moved = int(moved[-1])
+            nonlocal unread
+            *lines, unread = re.split(rb"[\r\n]", unread + output)
+            for line in lines:
+                moved = re.match(rb"\s*(\d+)\s+\d+%", line)
+                if moved:
+                    transfer.flow.moved = int(moved[1])
 
         try:
             command.watch(argv, transfer.flow, on_output)

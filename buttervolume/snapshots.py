@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from buttervolume.errors import (
 )
 from buttervolume.locks import Holds
 from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.retention import Pattern, Verdict, judge
 from buttervolume.volumes import Volumes
 
 _RACY = 100_000_000
@@ -47,6 +48,18 @@ class Taken:
 
     name: str
     left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge deleted, and what it could not delete, with the reason."""
+
+    deleted: tuple[str, ...]
+    failed: dict[str, str]
+
+    def explain(self) -> str:
+        """What could not be deleted, in words; empty if all could."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,10 @@ class Snapshots:
         The directory is read again only after it has changed, and only what is new in it is looked
         at: a snapshot that was whole once stays so.
         """
-        listing = self._current()
+        try:
+            listing = self._current()
+        except OSError as error:
+            raise OperationFailed("list the snapshots", error) from error
         if volume is None:
             return listing
         names.check_volume_reference(volume)
@@ -251,6 +267,25 @@ class Snapshots:
                 btrfs.delete_tree(path)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
+
+    def plan_purge(self, volume: str, pattern: Pattern) -> Sequence[Verdict]:
+        """Decide which snapshots of a volume a purge would delete now, and why. Raises
+        NoSuchVolume if there is neither the volume nor a snapshot of it."""
+        snapshots = self.list(volume).snapshots
+        if not snapshots:
+            self._volumes.mountpoint(volume)
+        return judge(snapshots, pattern, self._now(), self.in_transfer.held())
+
+    def purge(self, volume: str, pattern: Pattern) -> Purged:
+        """Delete what a retention pattern no longer keeps; one that cannot be deleted does not
+        stop the others. Raises NoSuchVolume as `plan_purge` does."""
+        verdicts = self.plan_purge(volume, pattern)
+        doomed = [str(verdict.name) for verdict in verdicts if not verdict.keep]
+        with self.in_transfer.claim(doomed) as claimed:
+            paths = [self.path / name for name in doomed if name in claimed]
+            failed = {path.name: reason for path, reason in btrfs.delete(paths).items()}
+        deleted = tuple(path.name for path in paths if path.name not in failed)
+        return Purged(deleted, failed)
 
     def clone(self, volume: str, target: str) -> Taken:
         """Make a new volume with the content of another. Raises NoSuchVolume, VolumeExists."""

@@ -63,7 +63,7 @@ def parse_options(options: Mapping[str, object]) -> Options:
             raise BadOption(f"unknown volume option {key!r}; valid options: {', '.join(valid)}")
         if not isinstance(value, str) or value not in valid[key]:
             raise BadOption(
-                f"{key}={value} is not possible; valid values of {key}: {', '.join(valid[key])}"
+                f"{key}={value!r} is not possible; valid values of {key}: {', '.join(valid[key])}"
             )
     compression = _COMPRESSION[str(options.get("compression", "false"))]
     wanted = options.get("copyonwrite")
@@ -93,7 +93,7 @@ class Volumes:
     def check_available(self) -> None:
         """Raise VolumesUnavailable if the directory is no longer on the filesystem it was on."""
         try:
-            device = os.stat(self.path).st_dev
+            device = os.stat(f"{self.path}/").st_dev  # the slash: a file is no answer
             if device != self._device:  # mounted again, or something else is mounted over it
                 if btrfs.filesystem(self.path) != self._filesystem:
                     raise VolumesUnavailable(self.path)
@@ -166,11 +166,14 @@ class Volumes:
             path = self.mountpoint(name)
             self.synchronized.check_free(name)
             doomed = self._own_path("remove")
-            files.rename_new(path, doomed)
             try:
-                btrfs.delete_tree(doomed)
+                files.rename_new(path, doomed)
+                try:
+                    btrfs.delete_tree(doomed)
+                except (CommandFailed, OSError):
+                    files.rename_new(doomed, path)
+                    raise
             except (CommandFailed, OSError) as error:
-                files.rename_new(doomed, path)
                 raise OperationFailed(f"remove volume {name}", error) from error
             with self._mounted_guard:
                 self._mounted.pop(name, None)
