@@ -29,5 +29,18 @@ setup(
         "requests-unixsocket>=0.3",
         "tqdm>=4.64",
     ],
+    extras_require={
+        "test": [
+            "docutils",
+            "hypothesis",
+            "mypy==2.4.*",
+            "pytest",
+            "ruff==0.17.*",
+            "types-docutils",
+            "types-requests",
+            "types-tqdm",
+            "types-waitress",
+        ],
+    },
     entry_points={"console_scripts": ["buttervolume = buttervolume.cli:main"]},
 )

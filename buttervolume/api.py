@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import Map
 
 from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable, enumerated
 from buttervolume.replication import Replication
@@ -116,8 +117,7 @@ def create_app(
     """
     slots = threading.BoundedSemaphore(transfer_limit)
     app = Flask("buttervolume", static_folder=None)
-    app.url_map.merge_slashes = False  # by a redirect, which would be HTML
-    app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
+    app.url_map = Map(merge_slashes=False)  # it would be by a redirect, which is HTML
     app.config["PROPAGATE_EXCEPTIONS"] = True  # NoAnswer is for the server
     log = logging.getLogger(__name__)
     changing: set[str] = set()
@@ -138,6 +138,8 @@ def create_app(
         def view(**parts: str) -> Response:
             if on_volumes:
                 volumes.check_available()
+            if (request.content_length or 0) > LARGEST_BODY:
+                raise RequestEntityTooLarge
             data = request.get_data()
             if handler is get and not data.strip():
                 raise NoAnswer  # only Docker's retry after a broken connection asks so

@@ -43,9 +43,10 @@ def _run(config: "Config", _: argparse.Namespace) -> list[str]:
 def _init(config: "Config", arguments: argparse.Namespace) -> list[str]:
     from buttervolume.init import DEFAULT_SIZE, initialize
 
-    if arguments.size and not arguments.file:
+    if arguments.size is not None and not arguments.file:
         raise argparse.ArgumentTypeError("--size goes with --file")
-    return initialize(config, arguments.file, arguments.size or DEFAULT_SIZE)
+    size = DEFAULT_SIZE if arguments.size is None else arguments.size
+    return initialize(config, arguments.file, size)
 
 
 def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:

@@ -32,9 +32,9 @@ from buttervolume.volumes import LOCK_NAME, Volumes
 THREADS = 32
 CONNECTIONS = 4096
 """A dockerd that starts asks about all of its volumes at once, each on a connection of its own."""
-PATIENCE = 2.0
-"""Seconds to wait for a lock that a command of a killed daemon may still hold, and for the answers
-that are being worked on when the daemon is told to stop."""
+PATIENCE = 3.0
+"""Seconds to wait for a lock that a command of a killed daemon may still hold, and for what is
+being worked on when the daemon is told to stop."""
 
 
 def run(config: Config) -> None:
@@ -67,8 +67,9 @@ def run(config: Config) -> None:
         log.info("stopping: %s", signal.Signals(signals.get()).name)
         config.socket.unlink(missing_ok=True)
         transfers.close()
-        scheduler.stop(PATIENCE)
-        server.stop()
+        deadline = time.monotonic() + PATIENCE
+        scheduler.stop(deadline)
+        server.stop(deadline)
 
 
 def log_to_standard_streams(level: int) -> None:
@@ -197,10 +198,10 @@ class Server:
         except NoAnswer:
             raise ClientDisconnected from None  # waitress closes without an answer
 
-    def stop(self) -> None:
-        """Take no more requests, and wait a moment for those that are being worked on."""
+    def stop(self, deadline: float) -> None:
+        """Take no more requests, and wait for those that are being worked on, until a moment of
+        the monotonic clock."""
         self._stopping.set()
-        deadline = time.monotonic() + PATIENCE
         while self._is_answering() and time.monotonic() < deadline:
             time.sleep(0.01)
 

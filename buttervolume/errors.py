@@ -34,7 +34,8 @@ class CommandFailed(ButtervolumeError):
         command = shlex.join(self.argv)
         if len(command) > 300:
             command = f"{command[:300]}…"
-        return f"{self.stderr or 'no message'} ({command}: {end})"
+        message = "; ".join(self.stderr.splitlines())
+        return f"{message or 'no message'} ({command}: {end})"
 
 
 class PipelineFailed(ButtervolumeError):

@@ -45,9 +45,16 @@ def initialize(config: Config, image: Path | None = None, size: str = DEFAULT_SI
     directories = [config.volumes_path, config.snapshots_path, home / "config", home / "ssh"]
     for path in directories:
         if not path.is_dir():
-            path.mkdir(parents=True, mode=0o700 if path.name == "ssh" else 0o755)
+            _make_directory(path, 0o700 if path.name == "ssh" else 0o755)
             said.append(f"made {path}")
     return said
+
+
+def _make_directory(path: Path, mode: int = 0o755) -> None:
+    try:
+        path.mkdir(parents=True, mode=mode, exist_ok=True)
+    except OSError as error:
+        raise OperationFailed(f"make {path}", error) from error
 
 
 def _common_directory(config: Config) -> Path:
@@ -77,6 +84,7 @@ def _mount_image(image: Path, home: Path, size: int) -> list[str]:
             f"{home} is not empty (there is {hidden}): a mount would hide what is in it; "
             "move it elsewhere first"
         )
+    _make_directory(home)
     said = []
     if os.path.lexists(image):
         _check_holds_btrfs(image)
@@ -85,9 +93,8 @@ def _mount_image(image: Path, home: Path, size: int) -> list[str]:
         _make_image(image, size)
         said.append(f"made {image}, a sparse file of {size} bytes with a new BTRFS")
     try:
-        home.mkdir(parents=True, exist_ok=True)
         command.run(["mount", "-o", "loop", str(image), str(home)])
-    except (CommandFailed, OSError) as error:
+    except CommandFailed as error:
         raise OperationFailed(f"mount {image} on {home}", error) from error
     said.append(f"mounted {image} on {home}")
     said.append("to mount it at each start of the machine, put this line into /etc/fstab:")
@@ -96,8 +103,9 @@ def _mount_image(image: Path, home: Path, size: int) -> list[str]:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    for parent, _directories, files in os.walk(directory):
-        for name in files:
+    for parent, directories, files in os.walk(directory):
+        links = [name for name in directories if Path(parent, name).is_symlink()]
+        for name in (*files, *links):
             yield Path(parent, name)
 
 

@@ -247,21 +247,29 @@ class Replication:
         transfer.phase = "looking"
         there = self._look(name, connection, transfer.flow)
         state = judge_copy(there.copy, expected)
+        self._remove_leftovers(name.volume, connection, transfer.flow)
         if state is Copy.COMPLETE:
             self._log.info("%s is complete on %s already", name, connection.host)
             return
         if state is Copy.FOREIGN:
             raise ForeignCopy(connection.host, path, "no copy of this snapshot")
-        left = self._leftovers.pop((name.volume, connection.host), set())
-        for partial in left | ({name} if state is Copy.PARTIAL else set()):
-            self._log.info("%s: removing the partial copy on %s", partial, connection.host)
-            connection.run(transfer.flow, _DELETE, *self._there(partial))
+        if state is Copy.PARTIAL:
+            self._remove_partial(name, connection, transfer.flow)
         with self._parent(name, there.identities) as parent:
             try:
                 self._transfer(name, parent, there, expected, connection, transfer)
             except MissingParent:
                 self._log.info("%s: %s misses %s; sending in full", name, connection.host, parent)
                 self._transfer(name, None, there, expected, connection, transfer)
+
+    def _remove_leftovers(self, volume: str, connection: Connection, flow: Flow) -> None:
+        for name in self._leftovers.get((volume, connection.host), set()):
+            self._remove_partial(name, connection, flow)
+        self._leftovers.pop((volume, connection.host), None)
+
+    def _remove_partial(self, name: SnapshotName, connection: Connection, flow: Flow) -> None:
+        self._log.info("%s: removing the partial copy on %s", name, connection.host)
+        connection.run(flow, _DELETE, *self._there(name))
 
     def _there(self, name: SnapshotName) -> tuple[str, str]:
         """The arguments of the scripts that run on the other host."""
@@ -349,7 +357,7 @@ class Replication:
             with ssh.connect(host, self._port, flow, self._stall) as connection:
                 there = self._look(name, connection, flow)
                 if judge_copy(there.copy, expected) is Copy.PARTIAL:
-                    connection.run(flow, _DELETE, *self._there(name))
+                    self._remove_partial(name, connection, flow)
         except ButtervolumeError as error:
             self._log.warning("%s: a partial copy may be left on %s: %s", name, host, error)
             self._leftovers.setdefault((name.volume, host), set()).add(name)

@@ -191,13 +191,14 @@ class Scheduler:
             self._log.warning("%s: %s; every job runs once now", self._state_path, error)
         self._thread.start()
 
-    def stop(self, patience: float) -> None:
-        """Hand out nothing more, and wait up to `patience` seconds for what runs to be recorded."""
+    def stop(self, deadline: float) -> None:
+        """Hand out nothing more, and wait for what runs to be recorded, until a moment of the
+        monotonic clock."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._running, patience)
-        self._thread.join(patience)
+            self._changed.wait_for(lambda: not self._running, deadline - time.monotonic())
+        self._thread.join(max(0, deadline - time.monotonic()))
         self._save()
 
     def _loop(self) -> None:

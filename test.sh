@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Run the tests: sudo ./test.sh [pytest arguments]
+# Installs what they need first. They make their own filesystems, networks, sshd and dockerd, so
+# no service of this machine is started, stopped or enabled. Safe to repeat.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+# shellcheck source=run.sh
+source ./run.sh
+
+[[ $EUID -eq 0 ]] || die "must be run as root: sudo ./test.sh"
+
+# Offline, systemctl looks at files alone, so it works where systemd does not run, too.
+enabled_units() {
+    ! command -v systemctl >/dev/null ||
+        SYSTEMD_OFFLINE=1 systemctl list-unit-files --state=enabled --no-legend |
+        cut -d' ' -f1 | sort
+}
+
+# install_quietly PACKAGE...: no service is started now, nor at the next boot: nobody wants an sshd
+# or a dockerd on their machine for having run some tests.
+install_quietly() (
+    policy=/usr/sbin/policy-rc.d # what maintainer scripts ask before they start a service
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    before=$(enabled_units)
+    install_packages "$@"
+    for unit in $(comm -13 <(echo "$before") <(enabled_units)); do
+        echo "came with the tests, to be enabled by who wants it: systemctl enable --now $unit"
+        SYSTEMD_OFFLINE=1 systemctl --quiet disable "$unit"
+    done
+)
+
+needs_to_run
+needs docker.io bash -c 'command -v docker && command -v dockerd'
+needs docker-compose command -v docker-compose
+needs openssh-server command -v sshd
+needs iproute2 command -v ip
+needs e2fsprogs command -v mkfs.ext4
+needs acl command -v setfacl
+needs attr command -v setfattr
+needs strace command -v strace
+needs debootstrap command -v debootstrap
+needs shellcheck command -v shellcheck
+[[ ${#missing[@]} -eq 0 ]] || install_quietly "${missing[@]}"
+
+# The tests make images of a static busybox. Its package excludes the dynamic one, which many
+# machines have; so it is unpacked here, not installed.
+if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" &>/dev/null; then
+    busybox=$PWD/.cache/busybox-static
+    if [[ ! -e $busybox ]]; then
+        apt-get update || true
+        mkdir -p .cache
+        (cd .cache && apt-get -o APT::Sandbox::User=root download busybox-static)
+        dpkg -x .cache/busybox-static_*.deb "$busybox"
+        rm .cache/busybox-static_*.deb
+    fi
+    PATH=$busybox/bin:$busybox/usr/bin:$PATH # the first in Debian 12, the second in 13
+fi
+
+make_venv .cache/test-venv "setup.py pyproject.toml" --editable '.[test]'
+exec .cache/test-venv/bin/python -m pytest "$@"
