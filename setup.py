@@ -1,20 +1,47 @@
-"""Packaging; the tools are configured in pyproject.toml."""
+"""Packaging, with a man page and bash completion made from the parser of the command line.
 
+The tools are configured in pyproject.toml.
+"""
+
+import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+MAN_PAGE = "build/share/buttervolume.1"
+COMPLETION = "build/share/buttervolume"
+
+
+class BuildWithDocuments(build_py):
+    """Build the modules, after the documents that are installed with them."""
+
+    def run(self) -> None:
+        """Write the man page and the completion to where `data_files` has them."""
+        import shtab
+        from argparse_manpage.manpage import Manpage
+
+        sys.path.insert(0, str(HERE))
+        from buttervolume.parser import build_parser
+
+        (HERE / MAN_PAGE).parent.mkdir(parents=True, exist_ok=True)
+        page = Manpage(build_parser())
+        (HERE / MAN_PAGE).write_text(str(page), encoding="utf-8")
+        (HERE / COMPLETION).write_text(shtab.complete(build_parser(), "bash"), encoding="utf-8")
+        super().run()
+
 
 setup(
     name="buttervolume",
     version="3.14.0.dev0",
     description="Docker volume plugin that keeps each volume in a BTRFS subvolume",
-    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
     license="Apache-2.0",
     classifiers=[
         "Environment :: No Input/Output (Daemon)",
         "Intended Audience :: System Administrators",
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Topic :: System :: Archiving :: Backup",
@@ -43,4 +70,9 @@ setup(
         ],
     },
     entry_points={"console_scripts": ["buttervolume = buttervolume.cli:main"]},
+    cmdclass={"build_py": BuildWithDocuments},
+    data_files=[
+        ("share/man/man1", [MAN_PAGE]),
+        ("share/bash-completion/completions", [COMPLETION]),
+    ],
 )

@@ -8,6 +8,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -162,17 +163,28 @@ def sync(path: Path) -> None:
 
 def nested(path: Path) -> list[Nested]:
     """The subvolumes nested in a subvolume, at any depth, each after the one that holds it."""
-    found: list[Nested] = []
+    found = list(_nested_directly(path, ""))
+    for (
+        inner
+    ) in found:  # which grows meanwhile; whoever may write there makes it as deep as he likes
+        with suppress(OSError):  # something else is mounted there, or it moved meanwhile
+            if info(path / inner.path).tree == inner.tree:
+                found += _nested_directly(path / inner.path, f"{inner.path}/")
+    return found
+
+
+def _nested_directly(path: Path, prefix: str) -> Iterator[Nested]:
+    """The subvolumes right below one, with a prefix to their paths."""
     with _Directory(path) as descriptor:
         for tree, directory in _children(descriptor):
             request = bytearray(_INO_LOOKUP_USER_ARGS.pack(directory, tree, b"", b""))
-            fcntl.ioctl(descriptor, _INO_LOOKUP_USER, request)
+            try:
+                fcntl.ioctl(descriptor, _INO_LOOKUP_USER, request)
+            except FileNotFoundError:  # deleted meanwhile
+                continue
             _, _, name, place = _INO_LOOKUP_USER_ARGS.unpack(request)
             child = os.fsdecode(place.partition(b"\0")[0] + name.partition(b"\0")[0])
-            found.append(Nested(tree, child))
-            if info(path / child).tree == tree:  # else something moved meanwhile
-                found += [Nested(n.tree, f"{child}/{n.path}") for n in nested(path / child)]
-    return found
+            yield Nested(tree, f"{prefix}{child}")
 
 
 def _children(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The command line: declare the commands, make one call each, print what comes back.
+"""The command line: for each command one call, and print what comes back.
 
 What a command needs is imported when it is needed, so that `--help` is there at once.
 """
@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buttervolume import config as configuration
 from buttervolume.errors import ButtervolumeError, NoDaemon
+from buttervolume.parser import build_parser
 
 if TYPE_CHECKING:
     from buttervolume.config import Config
@@ -136,115 +136,42 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command with its arguments."""
-    parser = argparse.ArgumentParser(
-        prog="buttervolume",
-        description="Docker volumes on BTRFS: snapshots, clones and restores.",
-    )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="<command>")
-
-    def add(name: str, act: Callable[..., list[str]], summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=f"{summary}.")
-        command.set_defaults(act=act, local=act in (_run, _init))
-        return command
-
-    command = add("init", _init, "Prepare the directories for volumes and snapshots on BTRFS")
-    command.add_argument(
-        "--file",
-        nargs="?",
-        type=Path,
-        const=Path("/var/lib/buttervolume.img"),
-        metavar="IMAGE",
-        help="where there is no BTRFS, make a BTRFS image file and mount it (default: %(const)s)",
-    )
-    command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
-
-    add("run", _run, "Run the daemon in the foreground")
-
-    command = add("snapshot", _snapshot, "Snapshot a volume and print the snapshot's name")
-    command.add_argument("volume")
-
-    command = add("snapshots", _snapshots, "List the snapshots, of one volume or all")
-    command.add_argument("volume", nargs="?")
-
-    command = add("restore", _restore, "Give a volume the content of a snapshot")
-    command.add_argument("name", metavar="snapshot", help="a snapshot, or a volume for its latest")
-    command.add_argument("target", nargs="?", help="restore into this volume instead")
-    command.add_argument(
-        "--force",
-        action="store_true",
-        help="even if a container uses the volume, or subvolumes nested in it would be lost",
-    )
-
-    command = add("clone", _clone, "Make a new volume with the content of another")
-    command.add_argument("volume")
-    command.add_argument("new_volume")
-
-    command = add("rm", _rm, "Remove a snapshot")
-    command.add_argument("snapshot")
-
-    command = add("send", _send, "Send a snapshot to another host, as changes if it can be")
-    command.add_argument("host")
-    command.add_argument("snapshot")
-
-    command = add("sync", _sync, "Bring the newer files of a volume on other hosts into it")
-    command.add_argument("volume")
-    command.add_argument("host", nargs="+")
-
-    command = add("purge", _purge, "Delete the snapshots that a retention pattern does not keep")
-    command.add_argument("--dryrun", action="store_true", help="only print what would be deleted")
-    command.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="with --dryrun, print what is kept, too, and why",
-    )
-    command.add_argument("pattern", help="ages with m, h, d, w or y, such as 4h:1d:2w:2y")
-    command.add_argument("volume")
-
-    command = add("schedule", _schedule, "Make, change or remove a job")
-    command.add_argument(
-        "action",
-        help="snapshot, purge:<pattern>, replicate:<host> or synchronize:<host>[,<host>…]",
-    )
-    command.add_argument(
-        "timer", metavar="minutes", help="every how many minutes; 0, delete, pause or resume"
-    )
-    command.add_argument("volume")
-
-    command = add("scheduled", _scheduled, "List the jobs, or pause or resume all of them")
-    command.add_argument("what", nargs="?", choices=["list", "pause", "resume"], default="list")
-    return parser
+_LOCAL: dict[str, Callable[["Config", argparse.Namespace], list[str]]]
+_LOCAL = {"init": _init, "run": _run}
+_BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str]]]
+_BY_DAEMON = {
+    "snapshot": _snapshot,
+    "snapshots": _snapshots,
+    "restore": _restore,
+    "clone": _clone,
+    "rm": _rm,
+    "send": _send,
+    "sync": _sync,
+    "purge": _purge,
+    "schedule": _schedule,
+    "scheduled": _scheduled,
+}
 
 
-class _Version(argparse.Action):
-    """Print the version; the package's metadata is read only then."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f"buttervolume {version('buttervolume')}")
-        parser.exit()
+def _perform(arguments: argparse.Namespace) -> list[str]:
+    """Do what a command is for and return the lines to print."""
+    config = configuration.load(os.environ)
+    if arguments.command in _LOCAL:
+        return _LOCAL[arguments.command](config, arguments)
+    return _BY_DAEMON[arguments.command](_caller(config), arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error becomes a line on stderr here."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if "act" not in arguments:
+    if arguments.command is None:
         parser.print_help()
         return Exit.DONE
     try:
-        config = configuration.load(os.environ)
-        context = config if arguments.local else _caller(config)
         if isinstance(sys.stdout, io.TextIOWrapper):  # no name is too odd for any terminal
             sys.stdout.reconfigure(errors="backslashreplace")
-        for line in arguments.act(context, arguments):
+        for line in _perform(arguments):
             print(line)
         sys.stdout.flush()
     except argparse.ArgumentTypeError as error:

@@ -14,6 +14,7 @@ from typing import IO
 
 from buttervolume.errors import Cancelled, CommandFailed, PipelineFailed, Stalled
 
+PIPE = subprocess.PIPE
 _TICK = 0.2
 """Seconds between two looks at whether a long command is to be ended."""
 _GRACE = 1.0
@@ -161,8 +162,8 @@ def pipe(source: Sequence[str], sink: Sequence[str], flow: Flow, *, stall: float
     PipelineFailed if either end fails, Stalled if no byte moves for `stall` seconds, Cancelled.
     """
     with (
-        Process(sink, stdin=subprocess.PIPE) as receiver,
-        Process(source, stdout=subprocess.PIPE) as sender,
+        Process(sink, stdin=PIPE) as receiver,
+        Process(source, stdout=PIPE) as sender,
     ):
         assert sender.popen.stdout is not None
         assert receiver.popen.stdin is not None
@@ -212,7 +213,7 @@ def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -
 
     That it comes to an end when nothing moves is left to the command.
     """
-    with Process(argv, stdout=subprocess.PIPE) as process:
+    with Process(argv, stdout=PIPE) as process:
         assert process.popen.stdout is not None
         descriptor = process.popen.stdout.fileno()
         while True:

@@ -1,5 +1,6 @@
 """A transfer as the command line sees it: its progress on a terminal, its end by Ctrl-C."""
 
+import os
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ def _show(mine: Callable[[], list[dict[str, Any]]], done: threading.Event) -> No
     """Draw one line per transfer until all is done."""
     from tqdm import tqdm  # loaded only for a terminal
 
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some don't know their width
     bars: dict[int, tqdm[Any]] = {}
     while not done.wait(_INTERVAL):
         try:
@@ -58,7 +60,7 @@ def _show(mine: Callable[[], list[dict[str, Any]]], done: threading.Event) -> No
         for transfer in transfers:
             number = transfer["Id"]
             if number not in bars:
-                bars[number] = tqdm(unit="B", unit_scale=True, desc=transfer["Host"])
+                bars[number] = tqdm(desc=transfer["Host"], unit="B", unit_scale=True, ncols=columns)
             bars[number].set_postfix_str(transfer["Phase"], refresh=False)
             bars[number].update(transfer["Bytes"] - bars[number].n)
     for bar in bars.values():

@@ -213,6 +213,8 @@ class Replication:
             self.send(unchanged, host)
             return None
         taken = self._snapshots.take(volume)
+        if taken.left_out:
+            self._log.warning("%s: not in it: %s", taken.name, ", ".join(taken.left_out))
         try:
             self.send(taken.name, host)
         except BaseException:

@@ -100,7 +100,7 @@ class Job:
 
 def parse_row(fields: list[str]) -> Job:
     """Understand a row of three or four columns. Raises BadJob, BadName, BadPattern."""
-    fields = [field.strip() for field in fields]
+    fields = [*fields[:1], *(field.strip() for field in fields[1:])]
     if len(fields) not in (3, 4):
         raise BadJob(f"{len(fields)} columns instead of 3 or 4")
     volume, action, minutes, active = (*fields, "")[:4]

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from buttervolume import files
 from buttervolume.errors import ButtervolumeError, OperationFailed
 from buttervolume.replication import Replication
-from buttervolume.schedule import Job, Purge, Replicate, Schedule, Synchronize
+from buttervolume.schedule import Contents, Job, Purge, Replicate, Schedule, Synchronize
 from buttervolume.snapshots import Snapshots, Taken
 
 POOL = 4
@@ -78,7 +78,8 @@ def settle(memory: Memory, now: datetime) -> Memory:
     if success is not None and success > now:
         memory = replace(memory, last_success=now)
     if failure is not None and failure > now:
-        memory = replace(memory, last_failure=now)
+        first = min(memory.first_failure or now, now)
+        memory = replace(memory, first_failure=first, last_failure=now)
     return memory
 
 
@@ -103,16 +104,16 @@ def failed(memory: Memory, now: datetime, message: str) -> Memory:
 
 def load(path: Path) -> dict[str, Memory]:
     """Read the memories; raises OSError or ValueError if there are none that can be read."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
     try:
-        return {key: _from_json(values) for key, values in content["jobs"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        return {key: _from_json(values) for key, values in json.loads(text)["jobs"].items()}
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not written by this program: {error!r}") from error
 
 
 def _from_json(values: Mapping[str, str | int | None]) -> Memory:
     moments = {
-        key: datetime.fromisoformat(str(values[key])) if values[key] else None
+        key: datetime.fromisoformat(str(values[key])).astimezone(UTC) if values[key] else None
         for key in ("last_success", "first_failure", "last_failure")
     }
     return Memory(
@@ -125,7 +126,7 @@ def _from_json(values: Mapping[str, str | int | None]) -> Memory:
 
 def save(path: Path, memories: Mapping[str, Memory]) -> None:
     """Write the memories."""
-    jobs = {key: asdict(memory) for key, memory in sorted(memories.items())}
+    jobs = {key: vars(memory) for key, memory in sorted(memories.items())}
     text = json.dumps({"jobs": jobs}, indent=1, default=datetime.isoformat, ensure_ascii=False)
     files.replace(path, f"{text}\n")
 
@@ -176,15 +177,19 @@ class Scheduler:
         self._changed = threading.Condition()
         self._memories: dict[str, Memory] = {}
         self._unsaved = False
+        """Whether a job has ended since the memory was last written."""
         self._running: set[str] = set()
         self._stopping = False
         self._workers: dict[tuple[str, ...], Workers] = {}
+        self._saved: Mapping[str, Memory] = {}
+        """What is on the disk; only the thread uses it, and `start` before and `stop` after it."""
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
     def start(self) -> None:
         """Read the memory and begin."""
         try:
             self._memories = load(self._state_path)
+            self._saved = dict(self._memories)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
@@ -204,25 +209,29 @@ class Scheduler:
     def _loop(self) -> None:
         next_round = time.monotonic()
         while not self._stopping:
-            if time.monotonic() >= next_round:
-                next_round = time.monotonic() + self._timer
-                try:
+            try:
+                if time.monotonic() >= next_round:
+                    next_round = time.monotonic() + self._timer
                     self.round()
-                except Exception:  # whatever it is, the next round may be better
-                    self._log.exception("the round of the scheduler failed")
-            self._save()
+                self._save()
+            except ButtervolumeError as error:
+                self._log.error("no jobs in this round: %s", error)
+            except Exception:  # whatever it is, the next round may be better
+                self._log.exception("the round of the scheduler failed")
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._stopping or self._unsaved, next_round - time.monotonic()
                 )
 
     def _save(self) -> None:
-        """Write the memory if it has changed; what ends meanwhile is written the next time."""
+        """Write the memory if it has changed; what ends meanwhile, or cannot be written, is written
+        the next time."""
         with self._changed:
-            memories, unsaved, self._unsaved = dict(self._memories), self._unsaved, False
-        if unsaved:
+            memories, self._unsaved = dict(self._memories), False
+        if memories != self._saved:
             try:
                 save(self._state_path, memories)
+                self._saved = memories
             except OSError as error:
                 self._log.warning("cannot write %s: %s", self._state_path, error)
 
@@ -233,16 +242,15 @@ class Scheduler:
         now = self._now()
         with self._changed:
             kept = {key: settle(m, now) for key, m in self._memories.items() if key in known}
-            self._unsaved |= kept != self._memories
             self._memories = kept
             if contents.paused or self._stopping:
                 return
             slack = timedelta(seconds=self._timer / 2)
-            due = due_jobs(contents.jobs, kept, now, slack)
-            due = [job for job in due if key_of(job) not in self._running]
-            self._running.update(map(key_of, due))
-        for job in due:
-            self._workers_for(job).add(partial(self._run, job))
+            for job in due_jobs(contents.jobs, kept, now, slack):
+                if key_of(job) not in self._running:
+                    workers = self._workers_for(job)
+                    self._running.add(key_of(job))
+                    workers.add(partial(self._run, job, contents))
 
     def _workers_for(self, job: Job) -> Workers:
         """The workers of a job: those of the hosts that it transfers from or to, or the pool."""
@@ -257,18 +265,18 @@ class Scheduler:
             self._workers[hosts] = Workers(",".join(hosts) or "pool", 1 if hosts else POOL)
         return self._workers[hosts]
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, decided_on: Contents) -> None:
         """Run a job and remember how it went; here errors become words."""
         key, started = key_of(job), self._now()
         outcome = failure = ""
-        if not self._stopping:
-            try:
+        try:
+            if self._is_wanted(job, decided_on):
                 outcome = self._act(job)
-            except ButtervolumeError as error:
-                failure = str(error)
-            except Exception as error:  # a worker must live on, and the job be tried again
-                self._log.exception("%s: unexpected fault", key)
-                failure = f"unexpected fault: {error!r}"
+        except ButtervolumeError as error:
+            failure = str(error)
+        except Exception as error:  # a worker must live on, and the job be tried again
+            self._log.exception("%s: unexpected fault", key)
+            failure = f"unexpected fault: {error!r}"
         with self._changed:
             self._running.discard(key)
             if failure and not self._stopping:
@@ -280,6 +288,13 @@ class Scheduler:
                 self._log.info("%s: %s", key, outcome)
             self._unsaved = True
             self._changed.notify_all()
+
+    def _is_wanted(self, job: Job, decided_on: Contents) -> bool:
+        """Whether a job is still to run: it may have waited for hours for its turn."""
+        if self._stopping:
+            return False
+        contents = self._schedule.read()
+        return contents is decided_on or (not contents.paused and job in contents.jobs)
 
     def _act(self, job: Job) -> str:
         """Do what a job is for, and say what was done."""

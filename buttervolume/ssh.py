@@ -3,14 +3,13 @@
 import re
 import select
 import shlex
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from buttervolume.command import Flow, Process
+from buttervolume.command import PIPE, Flow, Process
 from buttervolume.errors import CommandFailed, HostFailed, Stalled
 
 CONNECTION_FAILED = 255
@@ -95,7 +94,7 @@ def connect(
         control = Path(directory, "ssh")
         ssh = command_for(port)
         hold_open = [*ssh, "-M", "-S", str(control), host, shlex.join(["sh", "-c", _HOLD_OPEN])]
-        with Process(hold_open, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as master:
+        with Process(hold_open, stdin=PIPE, stdout=PIPE) as master:
             _wait_until_ready(master, host, flow, login_limit)
             shared = [*ssh, "-oControlMaster=no", "-S", str(control)]
             yield Connection(host, shared, master, limit)

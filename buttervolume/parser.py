@@ -1,0 +1,156 @@
+"""The commands of the command line, declared: help, man page and completion come from here."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+DEFAULT_IMAGE = Path("/var/lib/buttervolume.img")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; the name of the one that is given is in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="buttervolume",
+        description="Docker volumes on BTRFS: snapshots, clones, restores, retention, replication.",
+        epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
+
+    def add(name: str, summary: str, *examples: str, details: str = "") -> argparse.ArgumentParser:
+        lines = "\n".join(f"  buttervolume {example}" for example in examples)
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(f"{summary}. {details}", 79),
+            epilog=f"examples:\n{lines}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    command = add(
+        "init",
+        "Prepare the directories for volumes and snapshots on BTRFS",
+        "init",
+        "init --file /data/volumes.img --size 50G",
+        details="Nothing that exists is ever formatted.",
+    )
+    command.add_argument(
+        "--file",
+        nargs="?",
+        type=Path,
+        const=DEFAULT_IMAGE,
+        metavar="IMAGE",
+        help="where there is no BTRFS, make a BTRFS image file and mount it (default: %(const)s)",
+    )
+    command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
+
+    add("run", "Run the daemon in the foreground", "run", details="SIGTERM or Ctrl-C ends it.")
+
+    command = add("snapshot", "Snapshot a volume and print the snapshot's name", "snapshot db")
+    command.add_argument("volume")
+
+    command = add(
+        "snapshots", "List the snapshots, of one volume or all", "snapshots", "snapshots db"
+    )
+    command.add_argument("volume", nargs="?")
+
+    command = add(
+        "restore",
+        "Give a volume the content of a snapshot",
+        "restore db@2026-11-23T21:00:00.123456",
+        "restore db",
+        "restore db@2026-11-23T21:00:00.123456 db-as-it-was",
+        details="The old content is kept in a new snapshot, whose name is printed.",
+    )
+    command.add_argument("name", metavar="snapshot", help="a snapshot, or a volume for its latest")
+    command.add_argument("target", nargs="?", help="restore into this volume instead")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="even if a container uses the volume, or subvolumes nested in it would be lost",
+    )
+
+    command = add("clone", "Make a new volume with the content of another", "clone db db-test")
+    command.add_argument("volume")
+    command.add_argument("new_volume")
+
+    command = add("rm", "Remove a snapshot", "rm db@2026-11-23T21:00:00.123456")
+    command.add_argument("snapshot")
+
+    command = add(
+        "send",
+        "Send a snapshot to another host, as changes if it can be",
+        "send backup.example.org db@2026-11-23T21:00:00.123456",
+        details="ssh uses the port in SSH_PORT (1122). Ctrl-C ends the transfer.",
+    )
+    command.add_argument("host")
+    command.add_argument("snapshot")
+
+    command = add(
+        "sync",
+        "Bring the newer files of a volume on other hosts into it",
+        "sync uploads web1 web2",
+        details="Nothing is deleted; a snapshot is taken first. Ctrl-C ends the transfer.",
+    )
+    command.add_argument("volume")
+    command.add_argument("host", nargs="+")
+
+    command = add(
+        "purge",
+        "Delete the snapshots that a retention pattern does not keep",
+        "purge --dryrun --verbose 4h:1d:2w:2y db",
+        "purge 4h:1d:2w:2y db",
+        details="4h:1d:2w:2y keeps all of the last 4 hours, then one per 4 hours for a day, one "
+        "per day for two weeks, one per two weeks for two years, and nothing older.",
+    )
+    command.add_argument("--dryrun", action="store_true", help="only print what would be deleted")
+    command.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="with --dryrun: print what is kept too, and why",
+    )
+    command.add_argument("pattern", help="two or more ages with m, h, d, w or y, joined by ':'")
+    command.add_argument("volume")
+
+    command = add(
+        "schedule",
+        "Make, change or remove a job",
+        "schedule snapshot 60 db",
+        "schedule purge:4h:1d:2w:2y 720 db",
+        "schedule replicate:backup.example.org 120 db",
+        "schedule synchronize:web1,web2 30 uploads",
+        "schedule snapshot pause db",
+        "schedule snapshot delete db",
+    )
+    command.add_argument(
+        "action",
+        help="snapshot, purge:<pattern>, replicate:<host> or synchronize:<host>[,<host>…]",
+    )
+    command.add_argument(
+        "timer", metavar="minutes", help="every how many minutes; or 0, delete, pause or resume"
+    )
+    command.add_argument("volume")
+
+    command = add(
+        "scheduled",
+        "List the jobs, or pause or resume all of them",
+        "scheduled",
+        "scheduled pause",
+    )
+    command.add_argument("what", nargs="?", choices=["list", "pause", "resume"], default="list")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; the package's metadata is read only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"buttervolume {version('buttervolume')}")  # noqa: T201
+        parser.exit()
