@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from waitress.channel import ClientDisconnected
@@ -43,9 +42,7 @@ def run(config: Config) -> None:
     log = logging.getLogger(__name__)
     for warning in config.warnings:
         log.warning("%s", warning)
-    signals: SimpleQueue[int] = SimpleQueue()  # the one queue that a handler may put into
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: signals.put(received))
+    signals = catch_signals()
     _allow_many_files()
     prepare_directories(config)
     with ExitStack() as stack:
@@ -64,12 +61,26 @@ def run(config: Config) -> None:
         server.start(listener)
         scheduler.start()
         log.info("ready on %s", config.socket)
-        log.info("stopping: %s", signal.Signals(signals.get()).name)
+        log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
         config.socket.unlink(missing_ok=True)
         transfers.close()
         deadline = time.monotonic() + PATIENCE
         scheduler.stop(deadline)
         server.stop(deadline)
+
+
+def catch_signals() -> int:
+    """Let SIGTERM and SIGINT come as bytes out of a pipe.
+
+    Python's own handlers run only when the main thread does: with a queue between them, a signal
+    in the moment before the thread waits for the queue would not wake it.
+    """
+    arrived, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return arrived
 
 
 def log_to_standard_streams(level: int) -> None:

@@ -40,6 +40,9 @@ STALL = 300.0
 _RSYNC_VANISHED = 24
 """Exit status: some files were removed there while rsync worked (rsync(1)); nothing is missing."""
 
+_SENDING = "sending"
+"""The phase of a transfer in which a failure leaves a partial copy."""
+
 # What is asked of the other host; $1 is the directory of the snapshots, $2 the snapshot's name.
 _LOOK = """set -e
 echo versions:
@@ -194,11 +197,15 @@ class Replication:
             if not claimed:
                 raise TransferBusy(name.volume, host)
             self._snapshots.check_complete(snapshot)
-            with (
-                self.transfers.start("send", name.volume, snapshot, host) as transfer,
-                ssh.connect(host, self._port, transfer.flow, self._stall) as connection,
-            ):
-                self._send(name, connection, transfer)
+            with self.transfers.start("send", name.volume, snapshot, host) as transfer:
+                try:
+                    with ssh.connect(host, self._port, transfer.flow, self._stall) as connection:
+                        self._send(name, connection, transfer)
+                except ButtervolumeError:
+                    if transfer.phase == _SENDING:
+                        transfer.phase = "cleaning up"
+                        self._discard_partial(name, host)
+                    raise
             self._snapshots.mark_sent(name, host)
 
     def replicate(self, volume: str, host: str) -> str | None:
@@ -262,6 +269,7 @@ class Replication:
                 self._transfer(name, parent, there, expected, connection, transfer)
             except MissingParent:
                 self._log.info("%s: %s misses %s; sending in full", name, connection.host, parent)
+                self._remove_partial(name, connection, transfer.flow)
                 self._transfer(name, None, there, expected, connection, transfer)
 
     def _remove_leftovers(self, volume: str, connection: Connection, flow: Flow) -> None:
@@ -314,8 +322,8 @@ class Replication:
         connection: Connection,
         transfer: Transfer,
     ) -> None:
-        """Send, and verify what has arrived; after a failure, remove what is partial."""
-        transfer.phase, transfer.parent = "sending", str(parent) if parent else None
+        """Send, and verify what has arrived."""
+        transfer.phase, transfer.parent = _SENDING, str(parent) if parent else None
         how = f"as changes since {parent}" if parent else "in full"
         self._log.info("%s: sending to %s, %s", name, connection.host, how)
         path = self._snapshots.path / str(name)
@@ -330,10 +338,7 @@ class Replication:
             if judge_copy(shown, expected) is not Copy.COMPLETE:
                 raise HostFailed(connection.host, "the copy is not complete after the transfer")
         except (PipelineFailed, Stalled, Cancelled, HostFailed) as error:
-            transfer.phase = "cleaning up"
-            reason = self._explain(error, connection, parent)
-            self._discard_partial(name, expected, connection.host)
-            raise reason from error
+            raise self._explain(error, connection, parent) from error
 
     def _explain(
         self, error: ButtervolumeError, connection: Connection, parent: SnapshotName | None
@@ -351,13 +356,14 @@ class Replication:
             return MissingParent(str(parent))
         return HostFailed(host, connection.explain(cause))
 
-    def _discard_partial(self, name: SnapshotName, expected: UUID, host: str) -> None:
+    def _discard_partial(self, name: SnapshotName, host: str) -> None:
         """Remove the partial copy that a failed send has left, if the host answers; if not, that
         is done before the next try. Nothing else is ever removed there."""
         flow = Flow()  # the transfer's own may be cancelled
         try:
             with ssh.connect(host, self._port, flow, self._stall) as connection:
                 there = self._look(name, connection, flow)
+                expected = identity(btrfs.info(self._snapshots.path / str(name)))
                 if judge_copy(there.copy, expected) is Copy.PARTIAL:
                     self._remove_partial(name, connection, flow)
         except ButtervolumeError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from buttervolume import btrfs, files, names
+from buttervolume import btrfs, files, mounts, names
 from buttervolume.errors import (
     BadOption,
     CommandFailed,
@@ -145,6 +145,8 @@ class Volumes:
 
     def create(self, name: str, options: Options) -> None:
         """Make a volume; if there is one of that name already, leave it as it is."""
+        if not names.is_volume_reference(name):
+            names.check_new_volume(name)  # says what a good name is
         with self.mutexes.hold(name):
             if self.exists(name):
                 return
@@ -243,5 +245,6 @@ class Volumes:
                 self._mounted.pop(name, None)
 
     def is_mounted(self, name: str) -> bool:
-        """Whether a container uses a volume, as far as the daemon has seen since its start."""
-        return name in self._mounted
+        """Whether a container uses a volume, as far as can be known: by the calls since the
+        daemon's start, or since the kernel shows the volume mounted."""
+        return name in self._mounted or mounts.is_mounted(self.path_of(name))

@@ -1,0 +1,1 @@
+"""Buttervolume under a real dockerd of the tests' own."""

@@ -1,0 +1,206 @@
+"""The house of STYLE.md: who may import whom, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "buttervolume"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__main__")
+
+GROUND = {"errors", "names", "config", "files", "locks"}
+GROUND_MAY_IMPORT = {"errors": set[str](), **{key: {"errors"} for key in GROUND - {"errors"}}}
+# Each module above the ground with what it may import of the others; the ground is for everybody.
+COMMAND = {"command"}
+BTRFS = {"btrfs", *COMMAND}
+VOLUMES = {"volumes", "mounts", *BTRFS}
+SNAPSHOTS = {"snapshots", "retention", *VOLUMES}
+REPLICATION = {"replication", "ssh", "transfers", *SNAPSHOTS}
+OPERATIONS = {"schedule", *REPLICATION}
+MAY_IMPORT = {
+    "command": set[str](),
+    "btrfs": COMMAND,
+    "volumes": {"mounts", *BTRFS},
+    "mounts": set(),
+    "retention": set(),
+    "snapshots": SNAPSHOTS - {"snapshots"},
+    "ssh": COMMAND,
+    "transfers": COMMAND,
+    "replication": REPLICATION - {"replication"},
+    "schedule": {"retention"},
+    "scheduler": OPERATIONS,
+    "api": OPERATIONS,
+    "daemon": {"api", "scheduler", *OPERATIONS},
+    "init": BTRFS,
+    "client": COMMAND,
+    "progress": set(),
+    "parser": set(),
+    "cli": {"client", "parser"},
+}
+LAZILY = {"cli": {"daemon", "init", "progress"}}
+"""Only within a function, when asked."""
+HTTP = {"requests", "requests_unixsocket", "flask", "waitress", "werkzeug", "urllib3"}
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """The modules of ours that are imported in a piece of code."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Import):
+            names = [alias.name for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom) and inner.level:
+            names = [f"buttervolume.{inner.module or ''}"]
+        elif isinstance(inner, ast.ImportFrom) and inner.module == "buttervolume":
+            names = [f"buttervolume.{alias.name}" for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom):
+            names = [inner.module or ""]
+        else:
+            continue
+        for name in names:
+            if name.startswith("buttervolume."):
+                yield name.split(".")[1]
+
+
+def third_party(node: ast.AST) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in inner.names)
+        elif isinstance(inner, ast.ImportFrom) and not inner.level:
+            yield (inner.module or "").split(".")[0]
+
+
+def functions_of(module: str) -> list[ast.stmt]:
+    """The functions at the top of a module."""
+    return [node for node in tree_of(module).body if isinstance(node, ast.FunctionDef)]
+
+
+def for_the_type_checker(module: str) -> list[ast.stmt]:
+    """What is not read when the program runs."""
+    return [
+        node
+        for node in tree_of(module).body
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    ]
+
+
+def test_every_module_has_its_floor() -> None:
+    known = GROUND | MAY_IMPORT.keys() | {"__init__"}
+
+    assert set(MODULES) <= known
+
+
+def test_the_floors_themselves_hold_no_circle() -> None:
+    for module, lower in MAY_IMPORT.items():
+        for other in lower:
+            assert module not in MAY_IMPORT[other], f"{module} and {other} import each other"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_lower_floors_only(module: str) -> None:
+    allowed = GROUND_MAY_IMPORT.get(module, MAY_IMPORT.get(module, set()) | GROUND)
+
+    imported = set(imports(tree_of(module)))
+
+    assert imported <= allowed | LAZILY.get(module, set())
+
+
+def test_the_command_line_imports_what_a_command_needs_only_when_it_is_asked_for() -> None:
+    at_the_top = list(imports(tree_of("cli")))
+    for part in (*functions_of("cli"), *for_the_type_checker("cli")):
+        for name in imports(part):
+            at_the_top.remove(name)
+
+    assert set(at_the_top) <= {"config", "errors", "parser"}
+
+
+def test_subprocess_has_one_user() -> None:
+    users = [m for m in MODULES if "subprocess" in set(third_party(tree_of(m)))]
+
+    assert users == ["command"]
+
+
+def test_nobody_uses_a_shell() -> None:
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            assert not (isinstance(node, ast.keyword) and node.arg == "shell"), module
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in (("os", "system"), ("os", "popen")), module
+
+
+def test_domain_modules_know_nothing_of_http() -> None:
+    for module in set(MODULES) - {"api", "daemon", "client", "cli"}:
+        assert not HTTP & set(third_party(tree_of(module))), module
+
+
+SPY = """
+import importlib, logging, sys, threading
+{preload}
+loggers = logging.root.manager.loggerDict
+before = logging.root.handlers[:], logging.root.level
+deeds = []
+def spy(event, arguments):
+    if event == "open":
+        path = str(arguments[0])
+        if not path.endswith((".py", ".pyc", ".so")):
+            deeds.append((event, path))
+    elif event.startswith({events!r}):
+        deeds.append((event, repr(arguments)))
+sys.addaudithook(spy)
+for module in {modules!r}:
+    if module.startswith("buttervolume."):
+        importlib.import_module(module)
+    else:
+        exec(module)
+    assert not deeds, (module, deeds)
+    assert not any(name.startswith("buttervolume") for name in loggers), (module, [*loggers])
+    assert (logging.root.handlers, logging.root.level) == before, module
+    assert threading.active_count() == 1, module
+"""
+
+
+EVENTS = (
+    *("subprocess.", "socket.", "fcntl.", "signal.", "shutil.", "tempfile."),
+    *("os.exec", "os.fork", "os.posix_spawn", "os.system", "os.mkdir", "os.rename", "os.remove"),
+)
+
+
+def spy_on(*modules: str) -> subprocess.CompletedProcess[str]:
+    """Import these, or run them as code, with a spy behind."""
+    used = {name for m in MODULES for name in third_party(tree_of(m))} - {"buttervolume"}
+    preload = [f"import {name}" for name in sorted(used)]
+    preload.append("import waitress.server, waitress.channel, ctypes")
+    program = SPY.format(preload="\n".join(preload), events=EVENTS, modules=modules)
+    return subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        capture_output=True,
+        text=True,
+        env={"BUTTERVOLUME_TIMER": "nonsense", "PATH": ""},
+        check=False,
+    )
+
+
+def test_importing_reads_no_file_runs_no_command_and_touches_no_logger() -> None:
+    done = spy_on(*(f"buttervolume.{module}" for module in MODULES))
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "open('/etc/passwd').close()",
+        "import subprocess; subprocess.run(['/bin/true'])",
+        "logging.getLogger('buttervolume.x')",
+        "logging.basicConfig()",
+    ],
+)
+def test_the_spy_sees_what_it_is_to_see(deed: str) -> None:
+    assert spy_on(deed).returncode == 1
