@@ -19,6 +19,9 @@ _TICK = 0.2
 """Seconds between two looks at whether a long command is to be ended."""
 _GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "SIGTERM", "--")
+"""Has a command ended when this process dies, by SIGKILL too. The kernel looks at the thread that
+started it (PR_SET_PDEATHSIG in prctl(2)), and that one waits for it."""
 _CHUNK = 1 << 20
 """Bytes: what a pipe is asked to hold, and what is moved at a time."""
 
@@ -92,7 +95,7 @@ class Process:
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self.popen = subprocess.Popen(
-                argv,
+                [*_ENDS_WITH_US, *argv],
                 stdin=stdin,
                 stdout=self._stdout if stdout is None else stdout,
                 stderr=self._stderr,
@@ -102,7 +105,7 @@ class Process:
         except OSError as error:
             self._stderr.close()
             self._stdout.close()
-            raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}") from error
+            raise CommandFailed(argv, 127, f"{error.filename}: {error.strerror}") from error
 
     def __enter__(self) -> "Process":
         return self

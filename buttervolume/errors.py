@@ -290,4 +290,4 @@ class NoSuchJob(ButtervolumeError):
     def __init__(self, volume: str, action: str) -> None:
         self.volume = volume
         self.action = action
-        super().__init__(f"{action} of {volume}: there is no such job in the schedule")
+        super().__init__(f"{action!r} of {volume}: there is no such job in the schedule")

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 # linux/fs.h and renameat2(2)
@@ -40,22 +40,27 @@ def sync_directory(path: Path) -> None:
 def replace(path: Path, content: str) -> None:
     """Give a file a new content; whatever happens, it holds all of the old or all of the new.
 
-    The file keeps its permissions, and a new one gets 0644. A link to it stays one.
+    The file keeps its permissions, and a new one gets 0644. A link to it stays one. Only one thread
+    at a time may replace a file: a half-written one is left under one name at most, and then used
+    again.
     """
     path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.new")
     try:
         mode = path.stat().st_mode & 0o7777
     except FileNotFoundError:
         mode = 0o644
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with suppress(FileNotFoundError):
+        temporary.unlink()
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with temporary.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            temporary.unlink()
         raise
     sync_directory(path.parent)

@@ -71,7 +71,11 @@ def judge(
     What is younger than the shortest age is kept, what is older than the longest goes. Between two
     neighbouring ages one snapshot is kept for each timeframe of the shorter one's length: the
     oldest, since it is the first to get there. Timeframes are multiples of their length since
-    1970-01-01T00:00 in the snapshots' own clock, so that it does not matter when a purge is made.
+    1970-01-01T00:00 in the snapshots' own clock: what is the oldest of its timeframe stays so until
+    it reaches the next age, whenever a purge is made. Where each age is a multiple of the one
+    before (the longest need not be), any purges at any times therefore leave the same snapshot in
+    each timeframe that is wholly between two ages; one that an age cuts in two may hold another for
+    a while, on a host that purges seldom.
 
     Never purged: what has no date or one in the future, the newest snapshot, the newest marker of
     each host and the snapshot that it marks, and what is in transfer. Such ones count when the
@@ -149,10 +153,9 @@ def _band(pattern: Pattern, age: timedelta) -> tuple[int, Age]:
 
 def _frame(age: Age, number: int) -> str:
     """A timeframe in words."""
-    start = _EPOCH + number * age.length
-    shown = start.strftime(
-        "%Y-%m-%d" if age.length % timedelta(days=1) == timedelta() else "%Y-%m-%d %H:%M"
-    )
+    start = _EPOCH + max(number * age.length, datetime.min - _EPOCH)
+    whole_days = age.length % timedelta(days=1) == timedelta()
+    shown = str(start.date()) if whole_days else start.isoformat(" ", "minutes")
     unit = _UNITS_IN_WORDS.get(age.text)
     if unit == "day":
         return f"day {shown}"

@@ -5,9 +5,10 @@ import io
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from buttervolume import files, names
@@ -16,8 +17,6 @@ from buttervolume.retention import Pattern, parse_pattern
 
 LONGEST_PERIOD = 10 * 366 * 24 * 60
 """Minutes: ten years, more than anybody means."""
-_RACY = 100_000_000
-"""Nanoseconds in which a file may change again without changing its time (see snapshots.py)."""
 
 
 # What a job does
@@ -92,10 +91,10 @@ class Job:
     active: bool
     task: Task
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What tells jobs apart."""
-        return self.volume, self.action
+    @cached_property
+    def key(self) -> str:
+        """What tells jobs apart, in words; an action holds no space."""
+        return f"{self.action} {self.volume}"
 
 
 def parse_row(fields: list[str]) -> Job:
@@ -131,7 +130,7 @@ class Contents:
     paused: bool
     """Whether all jobs are paused."""
 
-    @property
+    @cached_property
     def jobs(self) -> list[Job]:
         """The jobs in their order, paused ones included."""
         return [line.job for line in self.lines if line.job is not None]
@@ -147,41 +146,40 @@ class Schedule:
         self._log = logging.getLogger(__name__)
         # protects the file from read to write, and what follows
         self._guard = threading.Lock()
-        self._contents: Contents | None = None
-        self._seen: object = None
+        self._contents = Contents((), False)
+        self._content = b""
         self._complained: set[str] = set()
 
     def read(self) -> Contents:
-        """The schedule. A file that has not changed is not read again. Raises OperationFailed."""
+        """The schedule. What has not changed is not parsed again. Raises OperationFailed."""
         with self._guard:
             return self._read()
 
     def _read(self) -> Contents:
-        path, paused = self._current()
-        try:
-            started = time.time_ns()
-            status = path.stat()
-            seen = (paused, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._contents is not None and seen == self._seen:
-                return self._contents
-            text = path.read_bytes().decode(errors="surrogateescape")
-        except FileNotFoundError:
-            return Contents((), paused)
-        except OSError as error:
-            raise OperationFailed("read the schedule", error) from error
-        self._contents = Contents(tuple(map(self._parse, io.StringIO(text, newline=""))), paused)
-        self._seen = seen if 0 <= status.st_mtime_ns < started - _RACY else None
+        content, paused = self._load()
+        if content != self._content or paused != self._contents.paused:
+            known = {line.text: line for line in self._contents.lines}
+            texts = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+            lines = tuple(known.get(text) or self._parse(text) for text in texts)
+            self._contents, self._content = Contents(lines, paused), content
         return self._contents
 
-    def _current(self) -> tuple[Path, bool]:
-        """The file that counts, and whether it is the paused one.
+    def _load(self) -> tuple[bytes, bool]:
+        """What is in the file that counts, and whether it is the paused one.
 
-        If somebody has left both, all stays paused: doing nothing can be undone.
+        If somebody has left both, all stays paused: doing nothing can be undone. The paused name is
+        looked at twice, so that a file that somebody renames meanwhile does not pass for none.
         """
-        paused = self.disabled_path.exists()
-        if paused and self.path.exists():
-            self._complain(f"both {self.path} and {self.disabled_path} exist; the jobs are paused")
-        return (self.disabled_path if paused else self.path), paused
+        try:
+            for path in (self.disabled_path, self.path, self.disabled_path):
+                with suppress(FileNotFoundError):
+                    content, paused = path.read_bytes(), path == self.disabled_path
+                    if paused and self.path.exists():
+                        self._complain(f"both {self.path} and {path} exist; the jobs are paused")
+                    return content, paused
+        except OSError as error:
+            raise OperationFailed("read the schedule", error) from error
+        return b"", False
 
     def _complain(self, problem: str) -> None:
         """Log a problem once in the life of the daemon."""
@@ -237,7 +235,7 @@ class Schedule:
             lines: list[str] = []
             found = False
             for line in contents.lines:
-                if line.job is None or line.job.key != (volume, action):
+                if line.job is None or (line.job.volume, line.job.action) != (volume, action):
                     lines.append(line.text)
                 elif not found:
                     found = True
@@ -250,7 +248,7 @@ class Schedule:
                 if lines and not lines[-1].endswith(("\n", "\r")):
                     lines[-1] += "\n"
                 lines.append(_to_text(otherwise))
-            self._write(self._current()[0], "".join(lines))
+            self._write(self.disabled_path if contents.paused else self.path, "".join(lines))
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -262,7 +260,7 @@ class Schedule:
     def pause_all(self) -> None:
         """Pause all jobs: the file gets its other name, and is made if there is none."""
         with self._guard:
-            if not self._current()[1]:
+            if not self._load()[1]:
                 if self.path.exists():
                     self._rename(self.path, self.disabled_path)
                 else:
@@ -271,7 +269,7 @@ class Schedule:
     def resume_all(self) -> None:
         """Resume all jobs. Raises OperationFailed if both files exist: one would be lost."""
         with self._guard:
-            if self._current()[1]:
+            if self._load()[1]:
                 self._rename(self.disabled_path, self.path)
 
     def _rename(self, source: Path, target: Path) -> None:

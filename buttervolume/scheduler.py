@@ -40,11 +40,6 @@ class Memory:
 # Decisions: pure, with the clock as a parameter
 
 
-def key_of(job: Job) -> str:
-    """The name of a job in the memory; neither part of an action holds a space."""
-    return f"{job.action} {job.volume}"
-
-
 def is_due(job: Job, memory: Memory, now: datetime, slack: timedelta) -> bool:
     """Whether a job is to run: when its period has passed since the start of its last success, or
     after a failure when 1, 2, 4 … minutes have passed, never more than its period.
@@ -67,7 +62,7 @@ def due_jobs(
     return [
         job
         for job in jobs
-        if job.active and is_due(job, memories.get(key_of(job), nothing), now, slack)
+        if job.active and is_due(job, memories.get(job.key, nothing), now, slack)
     ]
 
 
@@ -238,18 +233,22 @@ class Scheduler:
     def round(self) -> None:
         """Hand out what is due."""
         contents = self._schedule.read()
-        known = {key_of(job) for job in contents.jobs}
+        known = {job.key for job in contents.jobs}
         now = self._now()
         with self._changed:
-            kept = {key: settle(m, now) for key, m in self._memories.items() if key in known}
+            kept = {
+                key: settle(memory, now)
+                for key, memory in self._memories.items()
+                if key in known or not contents.lines  # an editor may be replacing the file
+            }
             self._memories = kept
             if contents.paused or self._stopping:
                 return
             slack = timedelta(seconds=self._timer / 2)
             for job in due_jobs(contents.jobs, kept, now, slack):
-                if key_of(job) not in self._running:
+                if job.key not in self._running:
                     workers = self._workers_for(job)
-                    self._running.add(key_of(job))
+                    self._running.add(job.key)
                     workers.add(partial(self._run, job, contents))
 
     def _workers_for(self, job: Job) -> Workers:
@@ -267,7 +266,7 @@ class Scheduler:
 
     def _run(self, job: Job, decided_on: Contents) -> None:
         """Run a job and remember how it went; here errors become words."""
-        key, started = key_of(job), self._now()
+        key, started = job.key, self._now()
         outcome = failure = ""
         try:
             if self._is_wanted(job, decided_on):
@@ -317,4 +316,4 @@ class Scheduler:
 
     def _warn(self, job: Job, taken: Taken) -> None:
         if taken.left_out:
-            self._log.warning("%s: not in the snapshot: %s", key_of(job), ", ".join(taken.left_out))
+            self._log.warning("%s: not in the snapshot: %s", job.key, ", ".join(taken.left_out))

@@ -1,0 +1,244 @@
+"""The command line without a daemon: what it takes, what it prints, what it loads for that."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from buttervolume.cli import Exit, main
+from buttervolume.parser import build_parser
+
+COMMANDS = ["init", "run", "snapshot", "snapshots", "restore", "clone", "rm"]
+USAGE_ERRORS = [
+    ["nonsense"],
+    ["snapshot"],
+    ["snapshot", "a", "b"],
+    ["snapshots", "a", "b"],
+    ["restore"],
+    ["restore", "a", "b", "c"],
+    ["restore", "--forse", "a"],
+    ["clone", "a"],
+    ["clone"],
+    ["rm"],
+    ["rm", "a", "b"],
+    ["run", "a"],
+    ["init", "a"],
+    ["init", "--size", "1G"],
+    ["init", "--file", "a", "--size"],
+    ["--nonsense"],
+]
+HTTP = (
+    "requests",
+    "requests_unixsocket",
+    "urllib3",
+    "http.client",
+    "flask",
+    "werkzeug",
+    "waitress",
+)
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`buttervolume` in a process of its own, with nothing but these variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "buttervolume", *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", **environ},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if arguments:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+    else:
+        assert main(arguments) == 0
+
+    out, err = capsys.readouterr()
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command}\s", out, re.MULTILINE), command
+    assert not err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+
+    assert end.value.code == 0
+    assert f"usage: buttervolume {command}" in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"buttervolume {version('buttervolume')}\n"
+
+
+@pytest.mark.parametrize("arguments", USAGE_ERRORS)
+def test_a_wrong_call_is_told_on_stderr_with_exit_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert not out
+    assert err.startswith("usage: buttervolume")
+
+
+def test_the_exit_statuses_are_those_of_the_specification() -> None:
+    assert [int(status) for status in Exit] == [0, 1, 2, 3]
+
+
+def test_arguments_arrive_where_they_belong() -> None:
+    parse = build_parser().parse_args
+
+    assert parse(["snapshots"]).volume is None
+    assert parse(["snapshots", "db"]).volume == "db"
+    restore = parse(["restore", "--force", "db@1", "other"])
+    assert (restore.name, restore.target, restore.force) == ("db@1", "other", True)
+    assert parse(["restore", "db@1", "--force"]).force
+    restore = parse(["restore", "db"])
+    assert (restore.target, restore.force) == (None, False)
+    assert parse(["rm", "--", "-odd@1"]).snapshot == "-odd@1"
+    assert parse(["init"]).file is None
+    assert parse(["init", "--file"]).file == Path("/var/lib/buttervolume.img")
+    assert parse(["init", "--file", "/a", "--size", "1G"]).size == "1G"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["restore", "--help"], ["--version"], ["nonsense"], ["snapshot"], []]
+)
+def test_help_and_usage_errors_load_no_http_library(arguments: list[str]) -> None:
+    program = f"""
+import sys
+from buttervolume.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print("loaded:", *[name for name in {HTTP!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    loaded = done.stderr.splitlines()[-1].split()[1:]
+    if arguments == ["--version"]:
+        loaded = [name for name in loaded if name != "http.client"]
+    assert loaded == []
+
+
+def test_help_and_usage_errors_look_at_no_configuration() -> None:
+    assert run("--help", BUTTERVOLUME_TIMER="x").returncode == 0
+    assert run("nonsense", BUTTERVOLUME_TIMER="x").returncode == 2
+
+
+def test_a_bad_configuration_is_one_line_and_exit_status_1(tmp_path: Path) -> None:
+    done = run("snapshots", BUTTERVOLUME_TIMER="x")
+
+    assert done.returncode == 1
+    assert not done.stdout
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("buttervolume: TIMER = 'x' (environment variable")
+
+
+def test_no_daemon_and_no_docker_is_exit_status_3_and_says_how_to_start_one(
+    tmp_path: Path,
+) -> None:
+    done = run("snapshots", BUTTERVOLUME_SOCKET=str(tmp_path / "none.sock"))
+
+    assert done.returncode == 3
+    assert not done.stdout
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "none.sock") in done.stderr
+    assert "buttervolume run" in done.stderr
+    assert "docker plugin enable" in done.stderr
+
+
+def fake_docker(directory: Path, script: str) -> None:
+    docker = directory / "docker"
+    docker.write_text(f"#!/bin/sh\n{script}\n")
+    docker.chmod(docker.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+
+
+def test_the_managed_plugin_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    fake_docker(tmp_path, f'printf "%s\\n" "$@" > {tmp_path}/asked; echo abc123')
+
+    done = run(
+        "snapshots",
+        PATH=str(tmp_path),
+        BUTTERVOLUME_RUNPATH=str(tmp_path / "run"),
+        BUTTERVOLUME_DRIVERNAME="me/buttervolume:7",
+    )
+
+    assert done.returncode == 3
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:2] == ["plugin", "inspect"]
+    assert asked[-1] == "me/buttervolume:7"
+    assert str(tmp_path / "run/plugins/abc123/btrfs.sock") in done.stderr
+    assert "is not running" in done.stderr
+
+
+def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -> None:
+    fake_docker(tmp_path, 'echo "Error: No such plugin: x" >&2; exit 1')
+
+    done = run("snapshots", PATH=str(tmp_path), BUTTERVOLUME_SOCKET=str(tmp_path / "s"))
+
+    assert done.returncode == 3
+    assert "No such plugin: x" in done.stderr
+
+
+SOMEBODY_ELSE = """
+import _strptime, os, sys
+import requests, requests_unixsocket, buttervolume.client
+from buttervolume.cli import main
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(["snapshots"]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("where", ["managed", "configured"])
+def test_who_may_not_look_where_the_socket_is_is_told_so(where: str) -> None:
+    """Docker keeps a managed plugin's socket in a directory of mode 0700."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        plugin = directory / "run/plugins/abc123"
+        plugin.mkdir(parents=True)
+        plugin.chmod(0o700)
+        fake_docker(directory, "echo abc123")
+        environ = {"PATH": name, "BUTTERVOLUME_RUNPATH": f"{name}/run"}
+        if where == "configured":
+            environ["BUTTERVOLUME_SOCKET"] = f"{plugin}/btrfs.sock"
+
+        done = subprocess.run(
+            [sys.executable, "-c", SOMEBODY_ELSE],
+            capture_output=True,
+            text=True,
+            env=environ,
+            cwd="/",
+            check=False,
+        )
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 3
+    assert "ermission denied" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,781 @@
+"""The schedule: the file of older versions, what people write into it, and changes that last."""
+
+import itertools
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from buttervolume.errors import (
+    BadJob,
+    BadName,
+    BadPattern,
+    ButtervolumeError,
+    NoSuchJob,
+    OperationFailed,
+)
+from buttervolume.retention import parse_pattern
+from buttervolume.schedule import (
+    Job,
+    Purge,
+    Replicate,
+    Schedule,
+    Synchronize,
+    Take,
+    parse_action,
+)
+
+SETTLED = 0.15
+"""Seconds after which a file's time says whether it has changed."""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "schedule.csv"
+
+
+@pytest.fixture
+def disabled(file: Path) -> Path:
+    return file.with_name("schedule.csv.disabled")
+
+
+@pytest.fixture
+def schedule(file: Path) -> Schedule:
+    return Schedule(file)
+
+
+Row = tuple[str, str, int, bool]
+
+
+def rows(schedule: Schedule) -> list[Row]:
+    """The jobs without what their actions mean."""
+    return [(job.volume, job.action, job.minutes, job.active) for job in schedule.read().jobs]
+
+
+def refuse(schedule: Schedule, volume: str, action: str, timer: str) -> ButtervolumeError:
+    """The error of a change, which must be one line and must have changed nothing."""
+    before = schedule.path.read_bytes() if schedule.path.exists() else None
+    with pytest.raises(ButtervolumeError) as refusal:
+        schedule.apply(volume, action, timer)
+    assert (schedule.path.read_bytes() if schedule.path.exists() else None) == before
+    return refusal.value
+
+
+# Reading
+
+
+def test_the_schedule_of_an_original_installation_is_understood(
+    file: Path, schedule: Schedule
+) -> None:
+    # given files as versions 2 and 3 wrote them, with csv's own line ends
+    file.write_bytes(
+        b"db,snapshot,60\r\n"
+        b"db,replicate:host2,1440,True\r\n"
+        b"db,purge:4h:1d:2w:2y,1440,False\r\n"
+        b'www,"synchronize:host1,host2.example.org",5,\r\n'
+    )
+
+    assert rows(schedule) == [
+        ("db", "snapshot", 60, True),
+        ("db", "replicate:host2", 1440, True),
+        ("db", "purge:4h:1d:2w:2y", 1440, False),
+        ("www", "synchronize:host1,host2.example.org", 5, True),
+    ]
+
+
+def test_every_job_knows_what_it_is_to_do(file: Path, schedule: Schedule) -> None:
+    file.write_text(
+        'db,snapshot,1\ndb,replicate:h,1\ndb,purge:1d:4h,1\ndb,"synchronize:a,b",1\n',
+        encoding="utf-8",
+    )
+
+    assert [job.task for job in schedule.read().jobs] == [
+        Take(),
+        Replicate("h"),
+        Purge(parse_pattern("4h:1d")),
+        Synchronize(("a", "b")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("db,snapshot,60", ("db", "snapshot", 60, True)),
+        ("db,snapshot, 60 ", ("db", "snapshot", 60, True)),
+        ("db,snapshot,060", ("db", "snapshot", 60, True)),
+        ("db,snapshot,60,", ("db", "snapshot", 60, True)),
+        ("db,snapshot,60, True", ("db", "snapshot", 60, True)),
+        ("db,snapshot,60,False ", ("db", "snapshot", 60, False)),
+        ('"db","snapshot","60","False"', ("db", "snapshot", 60, False)),
+        ("größe 1,snapshot,60", ("größe 1", "snapshot", 60, True)),
+        ('"a,""b""",snapshot,60', ('a,"b"', "snapshot", 60, True)),
+    ],
+)
+def test_what_people_and_old_versions_write_is_understood(
+    file: Path, schedule: Schedule, row: str, expected: Row
+) -> None:
+    file.write_text(row, encoding="utf-8")
+
+    assert rows(schedule) == [expected]
+
+
+UNREADABLE = [
+    b"db",
+    b"db,snapshot",
+    b"db,snapshot,60,False,",
+    b"db,synchronize:a,b,60",
+    b"db,snapshot,60,maybe",
+    b"db,snapshot,0",
+    b"db,snapshot,-5",
+    b"db,snapshot,1.5",
+    b"db,snapshot,",
+    b"db,snapshot,soon",
+    "db,snapshot,٣".encode(),
+    b"db,snapshot," + b"9" * 5000,
+    b"db,snap,60",
+    b"db,,60",
+    b",snapshot,60",
+    b"../db,snapshot,60",
+    b"a/b,snapshot,60",
+    b"db,purge:4h,60",
+    b"db,replicate:,60",
+    b"db,replicate:-oProxyCommand=x,60",
+    b'db,"synchronize:a,",60',
+    b'db,"snapshot,60',
+    b'db,snapshot,"60',
+    b'"db"s,snapshot,60',
+    b"# db,snapshot,60 is for later",
+    b"\xff\xfe,snapshot,60",
+    b"db\0,snapshot,60",
+]
+
+
+@pytest.mark.parametrize("row", UNREADABLE)
+def test_a_row_that_cannot_be_read_is_skipped_and_logged_once_and_the_others_are_read(
+    file: Path, schedule: Schedule, row: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given an odd row between two good ones
+    file.write_bytes(b"a,snapshot,1\n" + row + b"\nb,snapshot,2\n")
+
+    # when the file is read, changed, and read again
+    assert rows(schedule) == [("a", "snapshot", 1, True), ("b", "snapshot", 2, True)]
+    schedule.apply("c", "snapshot", "3")
+    schedule.apply("a", "snapshot", "delete")
+    assert rows(schedule) == [("b", "snapshot", 2, True), ("c", "snapshot", 3, True)]
+
+    # then it is in its place, byte for byte
+    assert file.read_bytes() == row + b"\nb,snapshot,2\nc,snapshot,3\n"
+    # and is logged once, in one line that any log can hold
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(file) in record.getMessage()
+    assert record.getMessage().isprintable()
+
+
+def test_two_odd_rows_are_two_complaints_and_a_new_daemon_complains_again(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_text("odd\neven,snapshot\nodd\n", encoding="utf-8")
+
+    assert rows(Schedule(file)) == []
+    assert len(caplog.records) == 2
+    assert rows(Schedule(file)) == []
+    assert len(caplog.records) == 4
+
+
+def test_one_quote_too_many_costs_its_own_row_only(file: Path, schedule: Schedule) -> None:
+    file.write_text('"db,snapshot,60\nwww,snapshot,5\n', encoding="utf-8")
+
+    assert rows(schedule) == [("www", "snapshot", 5, True)]
+
+
+def test_blank_lines_and_the_ends_of_lines_stay_as_they_are(
+    file: Path, schedule: Schedule, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_bytes(b"\n  \r\nodd\r\n\ndb,snapshot,60\n\n")
+
+    schedule.apply("db", "snapshot", "pause")
+
+    assert file.read_bytes() == b"\n  \r\nodd\r\n\ndb,snapshot,60,False\n\n"
+    assert len(caplog.records) == 1, "of the odd row"
+
+
+def test_without_a_file_there_are_no_jobs(schedule: Schedule, file: Path) -> None:
+    assert rows(schedule) == []
+    assert not schedule.read().paused
+    assert not file.exists(), "reading makes nothing"
+
+
+def test_a_file_that_cannot_be_read_at_all_is_an_error_and_not_an_empty_schedule(
+    file: Path, schedule: Schedule
+) -> None:
+    file.mkdir()
+
+    with pytest.raises(OperationFailed, match="cannot read the schedule"):
+        schedule.read()
+    with pytest.raises(OperationFailed):
+        schedule.apply("db", "snapshot", "5")
+
+
+def test_what_somebody_edits_counts_even_within_one_tick_of_the_clock(
+    file: Path, schedule: Schedule
+) -> None:
+    tick = time.time_ns()
+    for number in (10, 20):
+        # given an edit that changes neither the size nor the time of the file
+        file.write_text(f"db,snapshot,{number}\n", encoding="utf-8")
+        os.utime(file, ns=(tick, tick))
+
+        assert rows(schedule) == [("db", "snapshot", number, True)]
+
+
+def test_an_edit_counts_that_comes_long_after_the_last_reading(
+    file: Path, schedule: Schedule
+) -> None:
+    file.write_text("db,snapshot,10\n", encoding="utf-8")
+    time.sleep(SETTLED)
+    assert rows(schedule) == [("db", "snapshot", 10, True)]
+
+    file.write_text("db,snapshot,20\n", encoding="utf-8")
+
+    assert rows(schedule) == [("db", "snapshot", 20, True)]
+
+
+def test_five_thousand_rows_cost_a_few_milliseconds_a_round(file: Path, schedule: Schedule) -> None:
+    content = "".join(f"volume{n},purge:4h:1d:2w:2y,60\n" for n in range(5000))
+    file.write_text(content, encoding="utf-8")
+    time.sleep(SETTLED)
+    assert len(schedule.read().jobs) == 5000
+    started = time.process_time()
+
+    for _ in range(10):
+        assert len(schedule.read().jobs) == 5000
+
+    assert (time.process_time() - started) / 10 < 0.01
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_volume(
+    file: Path, schedule: Schedule
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8-sig")
+
+    assert rows(schedule) == [("db", "snapshot", 60, True)]
+
+    schedule.apply("db", "snapshot", "30")
+
+    assert file.read_bytes() == b"db,snapshot,30\n"
+
+
+# Changes
+
+
+def test_a_new_job_is_appended_with_three_columns(file: Path, schedule: Schedule) -> None:
+    schedule.apply("db", "snapshot", "60")
+    schedule.apply("db", "synchronize:a,b", "5")
+
+    assert file.read_text(encoding="utf-8") == 'db,snapshot,60\ndb,"synchronize:a,b",5\n'
+
+
+def test_a_job_for_a_volume_of_any_name_that_may_exist_comes_back(schedule: Schedule) -> None:
+    odd = ["my volume", 'a"b', "a,b", "-x", "#x", " x", "größe", "'", '"quoted"']
+    for volume in odd:
+        schedule.apply(volume, "snapshot", "60")
+
+    assert [job.volume for job in Schedule(schedule.path).read().jobs] == odd
+
+
+def test_the_directory_of_the_schedule_is_made_when_it_is_needed(tmp_path: Path) -> None:
+    schedule = Schedule(tmp_path / "etc" / "buttervolume" / "schedule.csv")
+
+    schedule.apply("db", "snapshot", "60")
+
+    assert rows(schedule) == [("db", "snapshot", 60, True)]
+
+
+def test_a_new_period_replaces_the_row_in_its_place_and_makes_it_active(
+    file: Path, schedule: Schedule
+) -> None:
+    file.write_text("a,snapshot,1\ndb,snapshot,60,False\nz,snapshot,1\n", encoding="utf-8")
+
+    schedule.apply("db", "snapshot", "30")
+
+    assert file.read_text(encoding="utf-8") == "a,snapshot,1\ndb,snapshot,30\nz,snapshot,1\n"
+
+
+@pytest.mark.parametrize("timer", ["0", "delete"])
+def test_zero_and_delete_remove_the_one_job(file: Path, schedule: Schedule, timer: str) -> None:
+    file.write_text("db,snapshot,60\ndb,purge:4h:1d,60\nwww,snapshot,60\n", encoding="utf-8")
+
+    schedule.apply("db", "snapshot", timer)
+
+    assert file.read_text(encoding="utf-8") == "db,purge:4h:1d,60\nwww,snapshot,60\n"
+
+
+def test_the_last_job_can_be_removed(file: Path, schedule: Schedule) -> None:
+    schedule.apply("db", "snapshot", "60")
+    schedule.apply("db", "snapshot", "delete")
+
+    assert rows(schedule) == []
+    assert file.read_bytes() == b""
+
+
+def test_pause_and_resume_switch_the_one_job_and_may_be_repeated(
+    file: Path, schedule: Schedule
+) -> None:
+    file.write_text("db,snapshot,60\nwww,snapshot,60\n", encoding="utf-8")
+
+    for _ in range(2):
+        schedule.apply("db", "snapshot", "pause")
+        assert file.read_text(encoding="utf-8") == "db,snapshot,60,False\nwww,snapshot,60\n"
+    for _ in range(2):
+        schedule.apply("db", "snapshot", "resume")
+        assert file.read_text(encoding="utf-8") == "db,snapshot,60\nwww,snapshot,60\n"
+
+
+@pytest.mark.parametrize("timer", ["0", "delete", "pause", "resume"])
+@pytest.mark.parametrize(
+    ("volume", "action"), [("db", "purge:4h:1d"), ("www", "snapshot"), ("db", "a\nb")]
+)
+def test_a_job_that_is_not_there_cannot_be_switched_or_removed(
+    file: Path, schedule: Schedule, volume: str, action: str, timer: str
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+
+    error = refuse(schedule, volume, action, timer)
+
+    assert isinstance(error, NoSuchJob)
+    assert volume in str(error)
+    assert repr(action) in str(error)
+
+
+def test_several_rows_of_one_job_become_one_by_the_next_change(
+    file: Path, schedule: Schedule
+) -> None:
+    twice = "db,snapshot,60\nwww,snapshot,5\ndb,snapshot,30\n"
+
+    file.write_text(twice, encoding="utf-8")
+    schedule.apply("db", "snapshot", "10")
+    assert file.read_text(encoding="utf-8") == "db,snapshot,10\nwww,snapshot,5\n"
+
+    file.write_text(twice, encoding="utf-8")
+    schedule.apply("db", "snapshot", "delete")
+    assert file.read_text(encoding="utf-8") == "www,snapshot,5\n"
+
+    file.write_text(twice, encoding="utf-8")
+    schedule.apply("db", "snapshot", "pause")
+    assert file.read_text(encoding="utf-8") == "db,snapshot,60,False\nwww,snapshot,5\n"
+
+
+def test_a_last_line_without_an_end_is_not_glued_to_a_new_job(
+    file: Path, schedule: Schedule
+) -> None:
+    for last in ("www,snapshot,5", "odd"):
+        file.write_text(last, encoding="utf-8")
+
+        schedule.apply("db", "snapshot", "60")
+
+        assert file.read_text(encoding="utf-8") == f"{last}\ndb,snapshot,60\n"
+
+
+def test_the_file_keeps_its_permissions_and_stays_the_link_that_it_was(
+    tmp_path: Path, file: Path, schedule: Schedule
+) -> None:
+    target = tmp_path / "elsewhere.csv"
+    target.write_text("db,snapshot,60\n", encoding="utf-8")
+    target.chmod(0o600)
+    file.symlink_to(target)
+
+    schedule.apply("db", "snapshot", "30")
+
+    assert file.is_symlink()
+    assert target.read_text(encoding="utf-8") == "db,snapshot,30\n"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+# What is refused
+
+
+BAD_ACTIONS = [
+    *("", "snap", "Snapshot", "snapshot:", "snapshot:now", " snapshot", "snapshot\n"),
+    *("purge", "purge:", "purge:4h", "purge:4h:x", "purge:0h:1d"),
+    *("replicate", "replicate:", "replicate:a b", "replicate:-x", "replicate:a,b", "replicate:é"),
+    *("synchronize", "synchronize:", "synchronize:a,", "synchronize:,a", "synchronize:a, b"),
+    *("synchronize:a,a", "synchronize:a;b", "replicate:a\n"),
+]
+
+
+@pytest.mark.parametrize("action", BAD_ACTIONS)
+def test_a_bad_action_is_refused_and_changes_nothing(
+    file: Path, schedule: Schedule, action: str
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+
+    error = refuse(schedule, "db", action, "60")
+
+    assert isinstance(error, BadJob | BadName | BadPattern)
+    assert str(error).isprintable()
+
+
+def test_a_bad_action_is_told_which_ones_there_are() -> None:
+    with pytest.raises(BadJob, match=r"'snap'.*snapshot.*purge:.*replicate:.*synchronize:"):
+        parse_action("snap")
+
+
+@pytest.mark.parametrize(
+    "timer",
+    [
+        *("", " ", "00", "-1", "+1", "1.5", "1e3", "1_0", "0x10", " 5", "5\n", "5m"),
+        *("٣", "²", "５", "Delete", "PAUSE", "paused", "9" * 12, "9" * 5000),
+    ],
+)
+def test_bad_minutes_are_refused_and_change_nothing(
+    file: Path, schedule: Schedule, timer: str
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+
+    error = refuse(schedule, "db", "snapshot", timer)
+
+    assert isinstance(error, BadJob)
+    assert "whole number" in str(error)
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("volume", ["", ".", "..", ".hidden", "a/b", "a@b", "a\nb", "x" * 256])
+@pytest.mark.parametrize("timer", ["60", "delete", "pause"])
+def test_a_volume_of_a_bad_name_is_refused(
+    file: Path, schedule: Schedule, volume: str, timer: str
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+
+    assert isinstance(refuse(schedule, volume, "snapshot", timer), BadName)
+
+
+def test_a_job_with_the_longest_names_is_a_job(schedule: Schedule) -> None:
+    volume, host = "v" * 255, "h" * 98
+
+    schedule.apply(volume, f"replicate:{host}", "1")
+
+    assert rows(schedule) == [(volume, f"replicate:{host}", 1, True)]
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    schedule = Schedule(tmp_path / "file" / "schedule.csv")
+
+    with pytest.raises(OperationFailed, match=r"the schedule"):
+        schedule.apply("db", "snapshot", "60")
+
+
+# All at once
+
+
+def test_pausing_renames_the_file_and_resuming_renames_it_back(
+    file: Path, disabled: Path, schedule: Schedule
+) -> None:
+    file.write_text("odd\ndb,snapshot,60\nwww,snapshot,5,False\n", encoding="utf-8")
+    before, jobs = file.read_bytes(), rows(schedule)
+
+    for _ in range(2):  # again does no harm
+        schedule.pause_all()
+        assert not file.exists()
+        assert disabled.read_bytes() == before
+        assert (rows(schedule), schedule.read().paused) == (jobs, True)
+    for _ in range(2):
+        schedule.resume_all()
+        assert not disabled.exists()
+        assert file.read_bytes() == before
+        assert (rows(schedule), schedule.read().paused) == (jobs, False)
+
+
+def test_pausing_without_a_file_makes_an_empty_one_of_the_other_name(tmp_path: Path) -> None:
+    schedule = Schedule(tmp_path / "etc" / "schedule.csv")
+
+    schedule.pause_all()
+
+    assert schedule.read().paused
+    assert [path.name for path in (tmp_path / "etc").iterdir()] == ["schedule.csv.disabled"]
+    assert (tmp_path / "etc" / "schedule.csv.disabled").read_bytes() == b""
+
+
+def test_resuming_what_was_never_paused_does_nothing(
+    tmp_path: Path, file: Path, schedule: Schedule
+) -> None:
+    schedule.resume_all()
+
+    assert list(tmp_path.iterdir()) == []
+    assert not schedule.read().paused
+
+
+def test_what_somebody_pauses_by_hand_is_paused(
+    file: Path, disabled: Path, schedule: Schedule
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+    time.sleep(SETTLED)
+    assert not schedule.read().paused
+
+    file.rename(disabled)
+
+    assert schedule.read().paused
+    assert rows(schedule) == [("db", "snapshot", 60, True)]
+
+    disabled.rename(file)
+
+    assert not schedule.read().paused
+
+
+def test_changes_while_all_is_paused_go_to_the_paused_file(
+    file: Path, disabled: Path, schedule: Schedule
+) -> None:
+    file.write_text("db,snapshot,60\nwww,snapshot,60\n", encoding="utf-8")
+    schedule.pause_all()
+
+    schedule.apply("db", "snapshot", "30")
+    schedule.apply("www", "snapshot", "pause")
+    schedule.apply("new", "snapshot", "5")
+
+    assert not file.exists()
+    assert schedule.read().paused
+    expected = "db,snapshot,30\nwww,snapshot,60,False\nnew,snapshot,5\n"
+    assert disabled.read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize("look", range(4))
+def test_a_rename_by_hand_in_the_middle_of_a_change_loses_nothing(
+    file: Path,
+    disabled: Path,
+    schedule: Schedule,
+    look: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given somebody who pauses by hand just before one of the looks that a change takes
+    file.write_text("db,snapshot,60\nwww,snapshot,60\n", encoding="utf-8")
+    looks = itertools.count()
+
+    def watch(event: Callable[[Path], object]) -> Callable[[Path], object]:
+        def watched(path: Path) -> object:
+            if next(looks) == look:
+                file.rename(disabled)
+            return event(path)
+
+        return watched
+
+    for name in ("exists", "stat", "read_bytes"):
+        monkeypatch.setattr(Path, name, watch(getattr(Path, name)))
+
+    schedule.apply("new", "snapshot", "5")
+    monkeypatch.undo()
+
+    left = [path.read_text(encoding="utf-8") for path in (file, disabled) if path.exists()]
+    assert any(text.startswith("db,snapshot,60\nwww,snapshot,60\n") for text in left)
+    assert any("new,snapshot,5\n" in text for text in left)
+
+
+def test_two_files_that_somebody_left_are_complained_of_once_and_neither_is_lost(
+    file: Path, disabled: Path, schedule: Schedule, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a schedule that was paused, and another that was put in its place by hand
+    disabled.write_text("db,snapshot,60\n", encoding="utf-8")
+    file.write_text("www,snapshot,5\n", encoding="utf-8")
+
+    # then all stays paused
+    assert schedule.read().paused
+    assert rows(schedule) == [("db", "snapshot", 60, True)]
+    # and whatever is asked for, both contents stay
+    schedule.pause_all()
+    with pytest.raises(OperationFailed) as refusal:
+        schedule.resume_all()
+    assert str(file) in str(refusal.value)
+    assert str(disabled) in str(refusal.value)
+    schedule.apply("new", "snapshot", "1")
+    assert file.read_text(encoding="utf-8") == "www,snapshot,5\n"
+    assert disabled.read_text(encoding="utf-8") == "db,snapshot,60\nnew,snapshot,1\n"
+    assert len(caplog.records) == 1
+
+
+# Storms
+
+
+def together(*tasks: Callable[[], None]) -> None:
+    """Run tasks in threads, and fail with the first error of any."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(len(tasks))
+
+    def run(task: Callable[[], None]) -> None:
+        start.wait()
+        try:
+            task()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=[task], daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+def test_changes_from_several_threads_all_arrive(schedule: Schedule) -> None:
+    def change(volume: str) -> None:
+        for number in range(1, 9):
+            schedule.apply(volume, f"replicate:host{number}", str(number))
+            schedule.apply(volume, f"replicate:host{number}", "pause")
+        for number in range(1, 5):
+            schedule.apply(volume, f"replicate:host{number}", "delete")
+
+    volumes = [f"volume{number}" for number in range(6)]
+
+    together(*(lambda volume=volume: change(volume) for volume in volumes))
+
+    assert sorted(rows(Schedule(schedule.path))) == [
+        (volume, f"replicate:host{number}", number, False)
+        for volume in volumes
+        for number in range(5, 9)
+    ]
+
+
+def test_who_reads_while_others_change_and_pause_never_sees_a_part(schedule: Schedule) -> None:
+    standing = [Job(f"volume{n}", "snapshot", n + 1, True, Take()) for n in range(50)]
+    for job in standing:
+        schedule.apply(job.volume, job.action, str(job.minutes))
+    done = threading.Event()
+
+    def change() -> None:
+        for number in range(1, 41):
+            schedule.apply("db", "snapshot", str(number))
+        done.set()
+
+    def pause() -> None:
+        while not done.is_set():
+            schedule.pause_all()
+            schedule.resume_all()
+
+    def look() -> None:
+        while not done.is_set():
+            jobs = schedule.read().jobs
+            assert jobs[:50] == standing
+            assert len(jobs) <= 51
+
+    together(change, pause, look, look)
+
+    assert rows(schedule)[50:] == [("db", "snapshot", 40, True)]
+
+
+def dies(steps: int, work: Callable[[], None]) -> bool:
+    """Work in a child process that is killed after so many calls of C functions, unless it has
+    ended; whether it was killed."""
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal steps
+        steps -= event == "c_call"
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            sys.setprofile(count)
+            work()
+            sys.setprofile(None)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (lambda s: s.apply("db", "snapshot", "30"), {"schedule.csv": "odd\ndb,snapshot,30\n"}),
+        (lambda s: s.pause_all(), {"schedule.csv.disabled": "odd\ndb,snapshot,60\n"}),
+    ],
+)
+def test_a_daemon_killed_at_any_step_of_a_change_has_made_all_of_it_or_nothing(
+    file: Path, change: Callable[[Schedule], None], after: dict[str, str]
+) -> None:
+    before = {"schedule.csv": "odd\ndb,snapshot,60\n"}
+    outcomes = []
+
+    for steps in itertools.count():
+        for path in file.parent.iterdir():
+            path.unlink()
+        file.write_text(before["schedule.csv"], encoding="utf-8")
+
+        schedule = Schedule(file)
+        schedule.read()
+        killed = dies(steps, partial(change, schedule))
+
+        left = [path for path in file.parent.iterdir() if not path.name.startswith(".")]
+        outcomes.append({path.name: path.read_text(encoding="utf-8") for path in left})
+        if not killed:
+            break
+
+    assert outcomes[0] == before
+    assert outcomes[-1] == after
+    assert all(outcome in (before, after) for outcome in outcomes)
+    assert outcomes.count(before) > 10, "it was killed on the way"
+
+
+CHANGES = """
+import itertools, sys
+from pathlib import Path
+from buttervolume.schedule import Schedule
+
+schedule = Schedule(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in itertools.count(1):
+    schedule.apply("restless", "snapshot", str(number % 1000 + 1))
+    schedule.apply("restless", "purge:4h:1d", "5")
+    schedule.pause_all()
+    schedule.apply("restless", "snapshot", "pause")
+    schedule.apply("restless", "purge:4h:1d", "delete")
+    schedule.resume_all()
+"""
+
+
+def test_a_daemon_killed_at_any_moment_of_a_storm_leaves_a_whole_file(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a schedule that takes a while to write
+    standing = [(f"volume{number}", "snapshot", number + 1, True) for number in range(1000)]
+    content = "".join(f"{volume},snapshot,{minutes}\n" for volume, _, minutes, _ in standing)
+    file.write_text(f"odd\n{content}", encoding="utf-8")
+    dice, seen = random.Random(3), set[bytes]()
+
+    for _ in range(5):
+        # when the one that changes it is killed
+        with subprocess.Popen(
+            [sys.executable, "-c", CHANGES, str(file)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.01 + dice.random() / 10)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, "it was at work until then"
+
+        # then there is one file, of one name, and all of it
+        found = [path for path in file.parent.iterdir() if not path.name.startswith(".")]
+        assert len(found) == 1
+        schedule = Schedule(file)
+        assert rows(schedule)[:1000] == standing
+        assert {job.volume for job in schedule.read().jobs[1000:]} <= {"restless"}
+        assert [record.args for record in caplog.records][1:] == [], "of the odd row only"
+        caplog.clear()
+        assert found[0].read_bytes().endswith(b"\n")
+        seen.add(found[0].read_bytes())
+
+    assert len(seen) > 1, "there was a storm"
