@@ -39,6 +39,8 @@ needs docker-compose command -v docker-compose
 needs openssh-server command -v sshd
 needs iproute2 command -v ip
 needs e2fsprogs command -v mkfs.ext4
+needs curl command -v curl
+needs systemd command -v systemd-analyze
 needs acl command -v setfacl
 needs attr command -v setfattr
 needs strace command -v strace
