@@ -34,9 +34,9 @@ def environment() -> dict[str, str]:
 def run(argv: Sequence[str]) -> str:
     """Run one short command to its end and return what it printed; raise CommandFailed.
 
-    The command inherits what the daemon made inheritable on purpose, and that is the lock of its
-    volumes alone (see `daemon.lock`): a daemon started anew waits until a command that a killed
-    one left behind has ended.
+    The command inherits what the daemon made inheritable on purpose, and that is its locks alone
+    (see `daemon.lock`): a daemon started anew waits until a command that a killed one left behind
+    has ended.
     """
     try:
         done = subprocess.run(

@@ -13,6 +13,8 @@ from buttervolume.errors import ConfigError
 CONFIG_FILE = Path("/etc/buttervolume/config.ini")
 PREFIX = "BUTTERVOLUME_"
 SSH_PORT = "SSH_PORT"
+LONGEST_DATE = 100
+"""Bytes of the date in a snapshot's name, of 255 for the whole name."""
 LONGEST_SOCKET_PATH = 107
 """Bytes, from the size of sun_path in unix(7), less the final NUL."""
 
@@ -68,16 +70,20 @@ def _whole_number(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def _date_format(value: str) -> str:
-    """A format is good if every moment comes back from it, to the second."""
+    """A format is good if every moment comes back from it, to the second, and leaves room for the
+    other parts of a snapshot's name."""
     moments = (datetime(2001, 2, 3, 4, 5, 6, 7), datetime(2026, 12, 31, 23, 59, 58, 999999))
     allowed = (
-        "a format of Python's strftime that strptime reads back to the second, without '/' or '@'"
+        "a format of Python's strftime that strptime reads back to the second, without '/' or '@', "
+        f"and of at most {LONGEST_DATE} bytes"
     )
     try:
         for moment in moments:
             text = moment.strftime(value)
             back = datetime.strptime(text, value)
             if back.replace(microsecond=0) != moment.replace(microsecond=0):
+                raise ValueError(allowed)
+            if len(text.encode()) > LONGEST_DATE:
                 raise ValueError(allowed)
             if back.strftime(value) != text or not text.isprintable() or set("/@") & set(text):
                 raise ValueError(allowed)

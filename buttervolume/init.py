@@ -78,6 +78,8 @@ def _is_on_btrfs(path: Path) -> bool:
 
 def _mount_image(image: Path, home: Path, size: int) -> list[str]:
     """Mount an image file, made first if it does not exist."""
+    if Path(os.path.realpath(image)).is_relative_to(os.path.realpath(home)):
+        raise CannotInitialize(f"{image} cannot be inside {home}, where it is to be mounted")
     hidden = next(_files_below(home), None)
     if hidden is not None:
         raise CannotInitialize(

@@ -163,6 +163,7 @@ BAD = [
     ("DTFORMAT", "%Y@%m@%d %H:%M:%S", "'@'"),
     ("DTFORMAT", "%D %H:%M:%S", "'/'"),
     ("DTFORMAT", "now", "to the second"),
+    ("DTFORMAT", "%Y-%m-%dT%H:%M:%S" + "x" * 100, "at most 100 bytes"),
     ("DTFORMAT", "%", "to the second"),
     ("DTFORMAT", "%Q", "to the second"),
     ("DTFORMAT", "%I:%M:%S %Y-%m-%d", "to the second"),

@@ -1,0 +1,446 @@
+"""The daemon as a process: how it starts, refuses to start, ends, and what it says meanwhile."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.btrfs.conftest import StartDaemon
+from tests.btrfs.harness import Daemon, NoAnswer, Place, Shim, cli, environment, subvolume
+from tests.support.filesystem import loop_btrfs
+from tests.support.wait import wait_until
+
+Attempt = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def attempt(place: Place, runtime: Path) -> Attempt:
+    """Run a daemon that is to end by itself at once, with these variables."""
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        return cli(["run"], environment(place, runtime / "attempt", **environ), timeout=15)
+
+    return run
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line by which a daemon that does not start says why."""
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("buttervolume: ")
+    return lines[0]
+
+
+# Start
+
+
+def test_it_is_ready_before_dockers_second_knock(start_daemon: StartDaemon) -> None:
+    started = time.monotonic()
+    daemon = start_daemon()
+
+    assert time.monotonic() - started < 3.5
+    wait_until(lambda: f"ready on {daemon.path}" in daemon.stdout(), what="it to say so")
+    daemon.stop()
+
+
+def test_it_makes_its_directories_and_the_one_for_the_socket(
+    filesystem: Path, place: Place, runtime: Path
+) -> None:
+    fresh = Place(
+        place.directory, place.directory / "deep/er/volumes", place.directory / "deep/snapshots"
+    )
+    daemon = Daemon(fresh, runtime / "run", BUTTERVOLUME_RUNPATH=str(runtime / "run"))
+    try:
+        daemon.start()
+        assert fresh.volumes.is_dir()
+        assert fresh.snapshots.is_dir()
+        daemon.call("Create", Name="db")
+        daemon.stop()
+    finally:
+        daemon.close()
+
+
+def test_the_socket_is_for_owner_and_group(daemon: Daemon) -> None:
+    status = daemon.path.lstat()
+
+    assert stat.S_ISSOCK(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o660
+
+
+def test_a_stale_socket_is_replaced(start_daemon: StartDaemon) -> None:
+    first = start_daemon()
+    first.kill()
+    assert first.path.exists()
+
+    second = start_daemon(BUTTERVOLUME_SOCKET=str(first.path))
+    second.stop()
+
+
+def test_a_file_that_is_no_socket_is_not_replaced(attempt: Attempt, runtime: Path) -> None:
+    precious = runtime / "precious"
+    precious.write_text("mine")
+
+    line = refusal(attempt(BUTTERVOLUME_SOCKET=str(precious)))
+
+    assert str(precious) in line
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "below a file", "unwritable"])
+def test_a_place_where_no_socket_can_be_is_told_in_one_line(
+    attempt: Attempt, runtime: Path, obstacle: str
+) -> None:
+    (runtime / "file").touch()
+    (runtime / "directory").mkdir()
+    address = {
+        "directory": runtime / "directory",
+        "below a file": runtime / "file/btrfs.sock",
+        "unwritable": Path("/proc/self/btrfs.sock"),
+    }[obstacle]
+
+    assert str(address) in refusal(attempt(BUTTERVOLUME_SOCKET=str(address)))
+
+
+def test_a_lock_file_that_cannot_be_made_is_told_in_one_line(
+    attempt: Attempt, place: Place
+) -> None:
+    lock = place.volumes / ".buttervolume-lock"
+    lock.mkdir()
+
+    assert str(lock) in refusal(attempt())
+
+
+def test_a_bad_configuration_stops_it_with_one_line(attempt: Attempt) -> None:
+    line = refusal(attempt(BUTTERVOLUME_TIMER="often"))
+
+    assert "TIMER = 'often'" in line
+    assert "BUTTERVOLUME_TIMER" in line
+
+
+def test_an_unknown_key_is_a_warning_on_stderr(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(BUTTERVOLUME_TIMMER="5")
+
+    assert "BUTTERVOLUME_TIMMER" in daemon.stderr()
+    assert "WARNING" in daemon.stderr()
+    daemon.stop()
+
+
+@pytest.mark.parametrize("which", ["VOLUMES_PATH", "SNAPSHOTS_PATH"])
+def test_a_place_that_is_not_on_btrfs_stops_it_and_names_the_way_out(
+    attempt: Attempt, runtime: Path, which: str
+) -> None:
+    line = refusal(attempt(**{f"BUTTERVOLUME_{which}": str(runtime / "elsewhere")}))
+
+    assert "buttervolume init" in line
+    assert not (runtime / "elsewhere").exists()
+
+
+def test_volumes_and_snapshots_on_two_filesystems_stop_it(attempt: Attempt, tmp_path: Path) -> None:
+    with loop_btrfs(tmp_path, size="128M") as other:
+        line = refusal(attempt(BUTTERVOLUME_SNAPSHOTS_PATH=str(other / "snapshots")))
+
+        assert "two filesystems" in line
+        assert not (other / "snapshots").exists()
+
+
+def test_a_second_daemon_on_the_same_volumes_refuses_and_harms_nothing(
+    daemon: Daemon, attempt: Attempt, place: Place, runtime: Path
+) -> None:
+    working = subvolume(place.volumes / ".buttervolume-create-0123")
+
+    line = refusal(attempt())
+
+    assert "another daemon is running" in line
+    assert str(place.volumes / ".buttervolume-lock") in line
+    assert working.exists(), "what the first one is working on is not swept"
+    assert daemon.answers()
+
+
+def test_a_second_daemon_on_the_same_socket_refuses_and_harms_nothing(
+    daemon: Daemon, attempt: Attempt, place: Place
+) -> None:
+    other = Place.make(place.directory / "other")
+
+    line = refusal(
+        attempt(
+            BUTTERVOLUME_VOLUMES_PATH=str(other.volumes),
+            BUTTERVOLUME_SNAPSHOTS_PATH=str(other.snapshots),
+            BUTTERVOLUME_SOCKET=str(daemon.path),
+        )
+    )
+
+    assert "another daemon is running" in line
+    assert f"{daemon.path}.lock" in line
+    assert daemon.answers()
+
+
+def test_two_daemons_on_volumes_and_sockets_of_their_own_live_side_by_side(
+    daemon: Daemon, place: Place, runtime: Path
+) -> None:
+    other = Daemon(Place.make(place.directory / "other"), runtime / "other")
+    try:
+        other.start()
+        other.call("Create", Name="db")
+        assert daemon.names() == []
+        other.stop()
+    finally:
+        other.close()
+    assert daemon.answers()
+
+
+def test_it_starts_again_right_after_it_ended(start_daemon: StartDaemon) -> None:
+    for _ in range(3):
+        start_daemon().stop()
+
+
+def test_volumes_of_before_are_there_after_a_restart(start_daemon: StartDaemon) -> None:
+    first = start_daemon()
+    first.call("Create", Name="db")
+    snapshot = first.call("Snapshot", Name="db")["Snapshot"]
+    first.stop()
+
+    second = start_daemon()
+
+    assert second.names() == ["db"]
+    assert second.snapshot_names() == [snapshot]
+    second.stop()
+
+
+def test_it_sweeps_what_a_killed_one_has_left(start_daemon: StartDaemon, place: Place) -> None:
+    subvolume(place.volumes / ".buttervolume-restore-1")
+    subvolume(place.volumes / ".buttervolume-restore-1/nested")
+    subvolume(place.volumes / ".hidden")
+    subvolume(place.volumes / "db", {"file": "mine"})
+
+    daemon = start_daemon()
+
+    assert place.own_names() == []
+    assert (place.volumes / ".hidden").is_dir()
+    assert daemon.names() == ["db"]
+    daemon.stop()
+
+
+# End
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well(start_daemon: StartDaemon, number: signal.Signals) -> None:
+    daemon = start_daemon()
+    daemon.call("Create", Name="db")
+
+    daemon.stop(number)
+
+    assert f"stopping: {number.name}" in daemon.stdout()
+    assert daemon.stderr() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it_well(
+    place: Place, runtime: Path, number: signal.Signals
+) -> None:
+    daemon = Daemon(place, runtime / "run")
+    process = daemon.launch()
+    try:
+        lock = place.volumes / ".buttervolume-lock"
+        wait_until(lambda: lock.exists() or process.poll() is not None, what="the lock")
+        process.send_signal(number)
+        assert process.wait(5) == 0, daemon.stderr()
+    finally:
+        daemon.close()
+    assert not daemon.path.exists()
+
+
+def test_idle_connections_do_not_hold_it(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+    try:
+        for client in clients:
+            client.connect(str(daemon.path))
+            client.sendall(b"POST /VolumeDriver.List HTTP/1.1\r\nHost:")
+        daemon.stop()
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_request_in_flight_gets_its_answer(shim: Shim, start_daemon: StartDaemon) -> None:
+    for round_ in range(3):
+        daemon = start_daemon()
+        shim.stop_at("*create*")
+        with ThreadPoolExecutor(1) as pool:
+            create = pool.submit(daemon.call, "Create", Name=f"db{round_}")
+            shim.wait_for_arrival()
+            assert daemon.process is not None
+            daemon.process.terminate()
+            wait_until(lambda: not daemon.path.exists(), what="the socket to go")  # noqa: B023
+            shim.go_on()
+            assert create.result() == {"Err": ""}
+        assert daemon.process.wait(5) == 0
+        assert (daemon.place.volumes / f"db{round_}").is_dir()
+
+
+def test_a_request_in_flight_that_takes_too_long_does_not_hold_it(
+    shim: Shim, start_daemon: StartDaemon, place: Place
+) -> None:
+    daemon = start_daemon()
+    shim.stop_at("*create*")
+    with ThreadPoolExecutor(1) as pool:
+        create = pool.submit(daemon.call, "Create", Name="db")
+        shim.wait_for_arrival()
+
+        daemon.stop()
+
+        with pytest.raises(NoAnswer):
+            create.result(10)
+    shim.go_on()
+    wait_until(lambda: place.own_names() or (place.volumes / "db").exists(), what="the command")
+
+    again = start_daemon()
+    assert again.names() == []
+    assert place.own_names() == []
+    again.call("Create", Name="db")
+    again.stop()
+
+
+def test_the_next_daemon_waits_for_a_command_that_a_killed_one_left(
+    shim: Shim, start_daemon: StartDaemon, place: Place, runtime: Path
+) -> None:
+    daemon = start_daemon()
+    shim.stop_at("*create*")
+    with ThreadPoolExecutor(1) as pool:
+        create = pool.submit(daemon.post, "Create", Name="db")
+        shim.wait_for_arrival()
+        daemon.kill()
+        with pytest.raises(NoAnswer):
+            create.result(10)
+
+    line = refusal(cli(["run"], environment(place, runtime / "early")))
+    assert "or a command that it left behind" in line
+
+    shim.go_on()
+    wait_until(place.own_names, what="the command to make its subvolume")
+    again = start_daemon()
+    assert place.own_names() == []
+    again.stop()
+
+
+# What it says
+
+
+@pytest.fixture
+def talkative(start_daemon: StartDaemon) -> Iterator[Daemon]:
+    daemon = start_daemon(BUTTERVOLUME_LOGLEVEL="DEBUG")
+    yield daemon
+    daemon.stop()
+
+
+def test_info_and_below_go_to_stdout_warnings_and_up_to_stderr(
+    talkative: Daemon, place: Place
+) -> None:
+    talkative.call("Create", Name="db")
+    talkative.call("List")
+    place.volumes.rename(place.directory / "away")
+    try:
+        assert talkative.is_closed("List")
+    finally:
+        (place.directory / "away").rename(place.volumes)
+
+    out, err = talkative.stdout(), talkative.stderr()
+    for words in (" INFO ", " DEBUG ", "VolumeDriver.Create", "VolumeDriver.List"):
+        assert words in out
+    assert "gets no answer" in err
+    for words in (" WARNING ", " ERROR "):
+        assert words not in out
+    for words in (" INFO ", " DEBUG "):
+        assert words not in err
+
+
+def test_a_change_is_logged_and_a_question_is_not(daemon: Daemon) -> None:
+    daemon.call("Create", Name="db", Opts={"copyonwrite": "true"})
+    snapshot = daemon.call("Snapshot", Name="db")["Snapshot"]
+    daemon.call("Get", Name="db")
+    daemon.call("List")
+
+    log = daemon.stdout()
+    assert "VolumeDriver.Create" in log
+    assert snapshot in log
+    assert "VolumeDriver.Get" not in log
+    assert "VolumeDriver.List" not in log
+
+
+def test_a_refused_change_is_in_the_log(daemon: Daemon) -> None:
+    daemon.refused("Create", Name="a b")
+    daemon.refused("Snapshot.Remove", Name="x@1")
+
+    log = daemon.stdout() + daemon.stderr()
+    assert "'a b' is not allowed" in log
+    assert "x@1: no such snapshot" in log
+
+
+def test_loglevel_hides_what_is_below_it(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(BUTTERVOLUME_LOGLEVEL="ERROR")
+    daemon.call("Create", Name="db")
+    daemon.stop()
+
+    assert daemon.stdout() == daemon.stderr() == ""
+
+
+def test_names_that_no_terminal_knows_do_not_break_the_log(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(LC_ALL="C")
+    subvolume(daemon.place.volumes / "größe-😀")
+
+    assert daemon.call("Snapshot", Name="größe-😀")["Snapshot"].startswith("größe-😀@")
+    daemon.call("Remove", Name="größe-😀")
+    daemon.stop()
+    assert "Logging error" not in daemon.stderr()
+
+
+def test_a_command_that_is_missing_is_told_by_name(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(PATH="/nonexistent")
+
+    error = daemon.refused("Create", Name="db")
+
+    assert "btrfs" in error
+    assert "installed" in error
+    daemon.stop()
+
+
+def test_it_leaves_no_child_and_no_file_open_after_much_work(daemon: Daemon) -> None:
+    assert daemon.process is not None
+    descriptors = Path(f"/proc/{daemon.process.pid}/fd")
+    daemon.call("Create", Name="db")
+    before = len(list(descriptors.iterdir()))
+
+    for number in range(20):
+        daemon.call("Create", Name=f"db{number}")
+        snapshot = daemon.call("Snapshot", Name=f"db{number}")["Snapshot"]
+        daemon.call("Get", Name=f"db{number}")
+        daemon.call("Snapshot.Restore", Name=snapshot)
+        daemon.refused("Get", Name="unknown")
+        daemon.call("Remove", Name=f"db{number}")
+
+    wait_until(lambda: len(list(descriptors.iterdir())) <= before, what="files to be closed")
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+    assert children.read_text() == ""
+
+
+def test_docker_retries_are_taken_calmly(daemon: Daemon) -> None:
+    """After a broken connection Docker sends the request again with an empty body."""
+    daemon.call("Create", Name="db")
+    for endpoint in ("Create", "Remove", "Mount"):
+        answer = daemon.request(f"VolumeDriver.{endpoint}", b"")
+        assert (answer.status, bool(answer.error)) == (400, True)
+
+    assert daemon.names() == ["db"]
+    assert json.loads(daemon.request("Plugin.Activate").content)["Implements"]
+    assert os.path.lexists(daemon.path)
