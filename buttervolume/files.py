@@ -3,6 +3,7 @@
 import ctypes
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # linux/fs.h and renameat2(2)
@@ -11,9 +12,14 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; made once, since each of these makes classes of its own."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _renameat2(source: Path, target: Path, flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags):
+    if _libc().renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(source), None, str(target))
 

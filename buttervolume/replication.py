@@ -334,7 +334,13 @@ class Replication:
         )
         sink = connection.argv(_RECEIVE, *self._there(name))
         try:
-            shown = command.pipe(source, sink, transfer.flow, stall=self._stall)
+            shown = command.pipe(
+                source,
+                sink,
+                transfer.flow,
+                stall=self._stall,
+                passed_on=connection.passed_on,
+            )
             if judge_copy(shown, expected) is not Copy.COMPLETE:
                 raise HostFailed(connection.host, "the copy is not complete after the transfer")
         except (PipelineFailed, Stalled, Cancelled, HostFailed) as error:

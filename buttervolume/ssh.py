@@ -72,6 +72,11 @@ class Connection:
                 raise HostFailed(self.host, self.explain(failure))
             return process.output()
 
+    def passed_on(self) -> int:
+        """How many bytes have gone to the other host. The ssh of a command hands its files over to
+        the master and moves nothing itself."""
+        return self._master.written()
+
     def explain(self, failure: CommandFailed) -> str:
         """What a command there said of its failure; if the connection broke, the ssh that holds it
         open knows why."""
