@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -90,6 +91,11 @@ class Job:
     minutes: int
     active: bool
     task: Task
+
+    @cached_property
+    def period(self) -> timedelta:
+        """The time between two runs."""
+        return timedelta(minutes=self.minutes)
 
     @cached_property
     def key(self) -> str:

@@ -47,11 +47,10 @@ def is_due(job: Job, memory: Memory, now: datetime, slack: timedelta) -> bool:
     It may run `slack` too early: half the time between two looks, so that a period that is a
     multiple of that time does not drift.
     """
-    period = timedelta(minutes=job.minutes)
     if memory.last_failure is not None:
         wait = timedelta(minutes=2 ** min(memory.failures - 1, 40))
-        return now + slack >= memory.last_failure + min(wait, period)
-    return memory.last_success is None or now + slack >= memory.last_success + period
+        return now + slack >= memory.last_failure + min(wait, job.period)
+    return memory.last_success is None or now + slack >= memory.last_success + job.period
 
 
 def due_jobs(
@@ -199,7 +198,8 @@ class Scheduler:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._running, deadline - time.monotonic())
         self._thread.join(max(0, deadline - time.monotonic()))
-        self._save()
+        if not self._thread.is_alive():  # else it may be writing the same file
+            self._save()
 
     def _loop(self) -> None:
         next_round = time.monotonic()

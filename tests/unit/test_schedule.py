@@ -561,11 +561,11 @@ def test_a_rename_by_hand_in_the_middle_of_a_change_loses_nothing(
     file.write_text("db,snapshot,60\nwww,snapshot,60\n", encoding="utf-8")
     looks = itertools.count()
 
-    def watch(event: Callable[[Path], object]) -> Callable[[Path], object]:
-        def watched(path: Path) -> object:
+    def watch(event: Callable[..., object]) -> Callable[..., object]:
+        def watched(path: Path, **options: object) -> object:
             if next(looks) == look:
                 file.rename(disabled)
-            return event(path)
+            return event(path, **options)
 
         return watched
 

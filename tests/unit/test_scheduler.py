@@ -24,7 +24,7 @@ from buttervolume import scheduler as module
 from buttervolume.errors import ButtervolumeError, NoSuchVolume
 from buttervolume.replication import Replication
 from buttervolume.retention import Pattern
-from buttervolume.schedule import Job, Schedule, Take
+from buttervolume.schedule import Contents, Job, Schedule, Take
 from buttervolume.scheduler import (
     POOL,
     Memory,
@@ -568,7 +568,9 @@ def test_the_state_is_saved_as_soon_as_a_job_has_ended(tmp_path: Path) -> None:
     assert "snapshot other" not in load(stage.state)
     stage.doings.let_go("snapshot other")
     wait_until(lambda: "snapshot other" in load(stage.state))
+    written = stage.state.stat().st_ino
     stage.stop()
+    assert stage.state.stat().st_ino == written, "there was nothing to add"
 
 
 def test_a_state_that_could_not_be_saved_is_saved_later(
@@ -598,6 +600,35 @@ def test_the_memory_of_a_removed_job_goes_and_that_of_a_paused_one_stays(tmp_pat
     stage.doings.begun.clear()
     stage.live_through_one_round()
     assert stage.doings.begun == ["snapshot gone"]
+
+
+def test_a_file_that_is_gone_for_a_moment_makes_nothing_forgotten(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "db,snapshot,60")
+    stage.live_through_one_round()
+    before = load(stage.state)
+
+    stage.file.rename(tmp_path / "schedule.csv~")  # as an editor does
+    stage.live_through_one_round()
+    stage.write()
+    stage.live_through_one_round()
+    (tmp_path / "schedule.csv~").replace(stage.file)
+    stage.live_through_one_round()
+
+    assert stage.doings.begun == ["snapshot db"]
+    assert load(stage.state) == before
+
+
+def test_a_memory_that_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "db,snapshot,60")
+    stage.live_through_one_round()
+    before = stage.state.stat()
+
+    stage.clock.now += MINUTE
+    stage.live_through_one_round()
+    stage.live_through_one_round()
+
+    after = stage.state.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_all_paused_nothing_runs_and_nothing_is_forgotten(tmp_path: Path) -> None:
@@ -675,7 +706,8 @@ def test_jobs_of_different_volumes_run_side_by_side(stage: Stage) -> None:
 
 
 def test_a_dead_host_delays_no_other_job(stage: Stage) -> None:
-    dead = [f"replicate:dead v{number}" for number in range(2 * POOL)] + ["synchronize:dead v"]
+    volumes = [f"v{number}" for number in range(2 * POOL)]
+    dead = [f"{action} {v}" for v in volumes for action in ("replicate:dead", "synchronize:dead,x")]
     others = [
         "snapshot v0",
         "purge:1h:1d v0",
@@ -914,7 +946,7 @@ class BrokenSchedule(Schedule):
         super().__init__(path)
         self._problems = list(problems)
 
-    def read(self):  # type: ignore[no-untyped-def]
+    def read(self) -> Contents:
         if self._problems:
             raise self._problems.pop(0)
         return super().read()
@@ -1029,3 +1061,31 @@ def test_stop_comes_back_in_time_while_a_job_hangs_and_saves_the_rest(tmp_path: 
     assert time.monotonic() - started < 2
     assert set(load(stage.state)) == {"snapshot db"}
     stage.doings.close()
+
+
+class HangingSchedule(Schedule):
+    """A schedule on a disk that does not answer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked, self.answer = threading.Event(), threading.Event()
+
+    def read(self) -> Contents:
+        self.asked.set()
+        assert self.answer.wait(60)
+        return super().read()
+
+
+def test_stop_comes_back_in_time_while_the_disk_hangs(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "db,snapshot,60")
+    stage.schedule = schedule = HangingSchedule(stage.file)
+    stage.new_scheduler().start()
+    assert schedule.asked.wait(10)
+
+    started = time.monotonic()
+    stage.stop(patience=0.2)
+
+    assert time.monotonic() - started < 2
+    schedule.answer.set()
+    stage.scheduler._thread.join(10)
+    assert stage.doings.begun == [], "nothing begins after the end"
