@@ -57,7 +57,9 @@ _RECEIVE = """set -e
 btrfs receive "$1" >&2
 btrfs subvolume show "$1/$2"
 """
-_DELETE = """[ -L "$1/$2" ] || [ "$(btrfs property get -t subvol "$1/$2" ro)" != ro=false ] ||
+_DELETE = """shown=$(btrfs subvolume show "$1/$2" 2>/dev/null) || exit 0
+[ ! -L "$1/$2" ] && [ "$(btrfs property get -t subvol "$1/$2" ro)" = ro=false ] &&
+echo "$shown" | grep -q "Received UUID:[[:space:]]*-$" || exit 0
 btrfs subvolume delete "$1/$2"
 """
 """Deletes what is partial still: meanwhile a transfer that was given up may have completed it. A
@@ -225,12 +227,17 @@ class Replication:
         try:
             self.send(taken.name, host)
         except BaseException:
-            try:
-                self._snapshots.remove(taken.name)
-            except ButtervolumeError as error:
-                self._log.warning("%s", error)
+            self._forget(taken)
             raise
         return taken.name
+
+    def _forget(self, taken: Taken) -> None:
+        """Remove a snapshot that was taken for nothing; whatever is in the way, the failure of the
+        transfer matters more."""
+        try:
+            self._snapshots.remove(taken.name)
+        except ButtervolumeError as error:
+            self._log.warning("%s", error)
 
     def _sent_and_unchanged(self, volume: str, host: str) -> str | None:
         """The last snapshot that a host got, if it still is what the volume holds."""
@@ -390,7 +397,7 @@ class Replication:
 
         Nothing is deleted. Each volume is snapshotted first, and these snapshots are returned; one
         goes again if every host failed. One failure stops nothing else. Raises NoSuchVolume before
-        anything is done, SyncFailed, VolumeBusy.
+        anything is done, SyncFailed.
         """
         for host in hosts:
             names.check_host(host)
@@ -403,6 +410,8 @@ class Replication:
                 taken.append(self._synchronize_one(volume, hosts))
             except SyncFailed as error:
                 failures += error.failures
+            except ButtervolumeError as error:  # it is busy, or cannot be snapshotted
+                failures.append(str(error))
         if failures:
             raise SyncFailed(failures)
         return taken
@@ -424,7 +433,7 @@ class Replication:
                 except Cancelled as error:
                     failures.append(f"{volume} from {host}: {error}")
             if len(failures) == len(hosts):
-                self._snapshots.remove(taken.name)
+                self._forget(taken)
             if failures:
                 raise SyncFailed(failures)
         return taken

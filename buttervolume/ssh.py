@@ -16,8 +16,8 @@ CONNECTION_FAILED = 255
 """The exit status of ssh when ssh itself failed, and not the command there (ssh(1))."""
 LOGIN_LIMIT = 60.0
 """Seconds for the whole of a log-in; ConnectTimeout covers only its beginning."""
-_CHATTER = re.compile("Warning: Permanently added |At subvol |At snapshot |@@@")
-"""Begins messages of ssh and `btrfs receive` that say nothing of a failure."""
+_CHATTER = re.compile("Warning: Permanently added |At subvol |At snapshot |@@@|rsync error: ")
+"""Begins messages of ssh, `btrfs receive` and rsync that say nothing of why something failed."""
 _LAST_WORDS = 1.0
 """Seconds in which the master of a broken connection says why it broke."""
 _HOLD_OPEN = "printf '\\nready\\n' && exec cat >/dev/null"

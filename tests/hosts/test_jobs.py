@@ -1,0 +1,201 @@
+"""The replicate and synchronize jobs, with a real host at the other end."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.hosts.harness import MEBIBYTE, Host, Pair
+from tests.hosts.test_failures import impatient_ssh
+from tests.hosts.test_send import content, is_copy, is_incremental
+from tests.support.wait import wait_until
+
+
+def replicate(host: Host, volume: str) -> str | None:
+    """Run the job once, as the scheduler does: the snapshot's name, or None for "unchanged"."""
+    program = f"print(outcome(replication().replicate, {volume!r}, 'beta'))"
+    said = host.program(program).strip()
+    return None if said == "None" else said
+
+
+def test_it_snapshots_and_sends_what_has_changed(alpha: Host, beta: Host, volume: str) -> None:
+    alpha.file(volume, "file").write_bytes(b"1")
+    first = replicate(alpha, volume)
+    assert first is not None
+    assert is_copy(alpha, beta, first)
+
+    assert replicate(alpha, volume) is None
+    assert replicate(alpha, volume) is None
+    assert alpha.snapshot_names(volume) == [first, f"{first}@beta"]
+
+    alpha.file(volume, "file").write_bytes(b"2")  # it may not have reached the disk yet
+    second = replicate(alpha, volume)
+    assert second is not None
+    assert is_incremental(beta, second, first)
+    assert beta.copied_file(second, "file").read_bytes() == b"2"
+    assert replicate(alpha, volume) is None
+
+
+CHANGES = {
+    "a write in place": "printf x | dd of=big bs=1 seek=5000 conv=notrunc status=none",
+    "a mode": "chmod 600 big",
+    "an attribute": "setfattr -n user.key -v value big",
+    "a new directory": "mkdir directory",
+    "a mapped write": (
+        "python3 -c \"import mmap; f = open('big', 'r+b'); m = mmap.mmap(f.fileno(), 0); m[5] = 1\""
+    ),
+    "a new name": "mv big new",
+    "a removal": "rm new",
+}
+
+
+def test_every_kind_of_change_counts(alpha: Host, volume: str) -> None:
+    directory = f"/var/lib/buttervolume/volumes/{volume}"
+    program = f"""
+import subprocess
+Path({directory!r}, "big").write_bytes(bytes(1 << 20))
+job = replication().replicate
+job({volume!r}, "beta")
+for name, change in {CHANGES!r}.items():
+    subprocess.run(change, shell=True, cwd={directory!r}, check=True)
+    assert job({volume!r}, "beta"), name
+assert job({volume!r}, "beta") is None
+print("done")
+"""
+    assert alpha.program(program, timeout=60) == "done\n"
+
+
+def test_a_restored_volume_counts_as_changed(alpha: Host, beta: Host, volume: str) -> None:
+    alpha.file(volume, "file").write_bytes(b"1")
+    first = replicate(alpha, volume)
+    assert first is not None
+    alpha.api.call("Snapshot.Restore", Name=first)
+    restored = replicate(alpha, volume)
+    assert restored is not None
+    assert is_incremental(beta, restored, first)
+
+
+def test_a_copy_that_was_lost_is_sent_again(alpha: Host, beta: Host, volume: str) -> None:
+    alpha.file(volume, "file").write_bytes(b"1")
+    first = replicate(alpha, volume)
+    assert first is not None
+    beta.api.call("Snapshot.Remove", Name=first)
+    assert replicate(alpha, volume) is None
+    assert is_copy(alpha, beta, first)
+    assert alpha.snapshot_names(volume) == [first, f"{first}@beta"]
+
+
+def test_a_snapshot_that_was_lost_here_is_taken_again(alpha: Host, beta: Host, volume: str) -> None:
+    first = replicate(alpha, volume)
+    assert first is not None
+    alpha.api.call("Snapshot.Remove", Name=first)
+    second = replicate(alpha, volume)
+    assert second is not None
+    assert is_copy(alpha, beta, second)
+
+
+def test_a_host_that_is_down_leaves_no_pile_of_snapshots(pair: Pair, volume: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    first = replicate(alpha, volume)
+    assert first is not None
+    beta.kill_sshd()
+    for number in range(3):
+        alpha.file(volume, "file").write_bytes(b"%d" % number)
+        assert "Err: beta: ssh: connect to host" in str(replicate(alpha, volume))
+    assert alpha.snapshot_names(volume) == [first, f"{first}@beta"]
+
+    beta.boot()
+    last = replicate(alpha, volume)
+    assert last is not None
+    assert is_incremental(beta, last, first)
+
+
+def test_a_link_that_breaks_leaves_no_pile_of_partial_copies(pair: Pair, volume: str) -> None:
+    """The copies of snapshots that are gone here, and that nobody will send again."""
+    alpha, beta = pair.alpha, pair.beta
+    alpha.file(volume, "file").write_bytes(content(8 * MEBIBYTE))
+    go_on = alpha.directory / f"{volume}-go-on"
+    process_log = alpha.directory / f"{volume}.log"
+    program = f"""
+import os, time
+job = replication()
+print(outcome(job.replicate, {volume!r}, "beta"), flush=True)
+while not os.path.exists({str(go_on)!r}):
+    time.sleep(0.02)
+print(outcome(job.replicate, {volume!r}, "beta"), flush=True)
+"""
+    pair.network.limit("beta", "8mbit")
+    with impatient_ssh(alpha):
+        process = alpha.start_program(program, process_log)
+        wait_until(lambda: beta.snapshot_names(volume), 20, "the copy to begin")
+        pair.network.black_hole("beta")
+        wait_until(lambda: "Err: beta: Timeout" in process_log.read_text(), 30, "the failure")
+    assert alpha.snapshot_names(volume) == []
+    pair.heal()
+    [partial] = beta.snapshot_names(volume)
+    assert beta.show(partial)["Flags"] == "-"
+
+    go_on.touch()
+    assert process.wait(30) == 0
+    last = process_log.read_text().splitlines()[-1]
+    assert alpha.snapshot_names(volume) == [last, f"{last}@beta"]
+    assert beta.snapshot_names(volume) == [last]
+
+
+# With the scheduler of a real daemon
+
+
+@contextmanager
+def scheduling(host: Host) -> Iterator[None]:
+    """Let the host's daemon look at its schedule every second."""
+    host.daemon.stop()
+    host.daemon = host.start_daemon(BUTTERVOLUME_TIMER="1")
+    try:
+        yield
+    finally:
+        host.daemon.stop()
+        host.run("rm", "-f", "/etc/buttervolume/schedule.csv")
+
+
+def state(host: Host, job: str) -> dict[str, object]:
+    """What the scheduler remembers of a job."""
+    file = host.path("/etc/buttervolume/schedule.csv.state.json")
+    jobs = json.loads(file.read_text())["jobs"] if file.exists() else {}
+    found: dict[str, object] = jobs.get(job, {})
+    return found
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_the_scheduler_replicates(pair: Pair, volume: str, up: bool) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    job = f"replicate:beta {volume}"
+    if not up:
+        beta.kill_sshd()
+    with scheduling(alpha):
+        alpha.api.call("Schedule", Name=volume, Action="replicate:beta", Timer="60")
+        wait_until(lambda: state(alpha, job), 20, "the job to have run")
+        remembered = state(alpha, job)
+        snapshots = alpha.snapshot_names(volume)
+    if up:
+        assert snapshots == [remembered["outcome"], f"{remembered['outcome']}@beta"]
+        assert is_copy(alpha, beta, snapshots[0])
+    else:
+        assert "Connection refused" in str(remembered["message"])
+        assert remembered["failures"] == 1
+        assert snapshots == []
+
+
+def test_the_scheduler_synchronizes(pair: Pair, volume: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    beta.create(volume)
+    beta.file(volume, "file").write_bytes(b"theirs")
+    with scheduling(alpha):
+        alpha.api.call("Schedule", Name=volume, Action="synchronize:beta,nohost", Timer="60")
+        job = f"synchronize:beta,nohost {volume}"
+        wait_until(lambda: state(alpha, job), 20, "the job to have run")
+    assert alpha.file(volume, "file").read_bytes() == b"theirs"
+    message = str(state(alpha, job)["message"])
+    assert f"{volume} from nohost: ssh: Could not resolve" in message
+    assert "from beta" not in message
+    assert len(alpha.snapshot_names(volume)) == 1
