@@ -18,6 +18,7 @@ from buttervolume.errors import (
     NestedSubvolumes,
     NoSnapshots,
     NoSuchSnapshot,
+    NotAVolume,
     OperationFailed,
     SnapshotBusy,
     VolumeExists,
@@ -241,14 +242,17 @@ class Snapshots:
         """Record that a host has a snapshot, and forget its markers of earlier dates."""
         marker = names.new_snapshot(name.volume, name.date, host)
         moment = self.moment_of(name)
-        if not btrfs.is_subvolume(self.path / str(marker)):
+        path = self.path / str(marker)
+        if not btrfs.is_subvolume(path):
+            if os.path.lexists(path):
+                raise NotAVolume(path)
             try:
-                btrfs.snapshot(self.path / str(name), self.path / str(marker), readonly=True)
+                btrfs.snapshot(self.path / str(name), path, readonly=True)
             except CommandFailed as error:
                 raise OperationFailed(f"mark {name} as sent to {host}", error) from error
         for other in self.list(name.volume).snapshots:
             if other.name.host == host and moment and other.taken and other.taken < moment:
-                with suppress(NoSuchSnapshot):  # purged meanwhile
+                with suppress(NoSuchSnapshot, SnapshotBusy):  # being purged
                     self.remove(str(other.name))
 
     def remove(self, name: str) -> None:
