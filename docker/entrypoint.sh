@@ -2,33 +2,6 @@
 # The start of the managed plugin: sshd in the background, if somebody may log in; then the daemon.
 set -eu
 
-data=/var/lib/buttervolume
-
-# config.json has the host's directory at /host. It is mounted here rather than there, because Docker
-# would do it again, on top, whenever it starts a plugin after a crash. Propagation doubles those
-# mounts each time, on the host too: after 16 crashes there would be 65,536 of them.
-mount_data() {
-    if [ "$(stat -c %d:%i /host)" != "$(stat -c %d:%i "$data")" ]; then
-        mount --rbind /host "$data"
-    fi
-}
-
-# Run the daemon to its end, then unmount what was mounted for it, here and by propagation on the
-# host. Docker does so too, but when it was itself killed and starts again, only after it has begun
-# to start the plugin again, which then finds mounts that vanish from the host a moment later.
-run_daemon() {
-    buttervolume run &
-    trap 'kill "$!" || :' TERM INT
-    status=0
-    wait "$!" || status=$?
-    while kill -0 "$!" 2>/dev/null; do # a signal ended the wait, not yet the daemon
-        status=0
-        wait "$!" || status=$?
-    done
-    umount --lazy "$data"
-    exit "$status"
-}
-
 # Files that others may read or write are refused by ssh. /root/.ssh is a directory of the host, so
 # that keys stay the same over an upgrade of the plugin.
 prepare_ssh() {
@@ -75,9 +48,5 @@ serve_ssh() {
     exec /usr/sbin/sshd "$@"
 }
 
-if [ "${1-}" = daemon ]; then
-    run_daemon
-fi
-mount_data
 serve_ssh & # its failures are in the log, and leave the volumes alone
-exec tini -- "$0" daemon
+exec tini -- buttervolume run
