@@ -1,0 +1,83 @@
+"""What Docker and the command line ask of the daemon, one call at a time."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from tests.benchmarks.host import Host
+from tests.benchmarks.lab import FEW, Lab, few, on_each
+from tests.benchmarks.measure import interleave, medians
+from tests.benchmarks.report import Goal, Row
+from tests.benchmarks.subjects import Subject
+
+QUESTION_GOAL = Goal(0.0007)
+
+
+def burst(endpoint: str, host: Host) -> float:
+    """The median of some calls in a row: one alone would find the caches full of the others'."""
+    return statistics.median(
+        host.api.timed(f"VolumeDriver.{endpoint}", Name=few(number), ID="benchmark")
+        for number in range(FEW)
+    )
+
+
+def _questions(endpoint: str, lab: Lab) -> list[Row]:
+    once = partial(burst, endpoint)
+    samples = interleave(lab.sizes.calls // FEW, on_each(lab.hosts(), once), warm_up=3)
+    return [Row(endpoint, medians(samples), goal=QUESTION_GOAL)]
+
+
+def _operations(
+    what: str, goal: Goal | None, once: Callable[[Lab, Subject], float], lab: Lab
+) -> list[Row]:
+    measurements = {
+        column: partial(once, lab, subject) for column, subject in lab.subjects().items()
+    }
+    return [Row(what, medians(interleave(lab.sizes.commands, measurements, 3)), goal=goal)]
+
+
+def _create(lab: Lab, subject: Subject) -> float:
+    volume = lab.name()
+    seconds = subject.create(volume)
+    subject.remove(volume)
+    return seconds
+
+
+def _remove(lab: Lab, subject: Subject) -> float:
+    volume = lab.name()
+    subject.create(volume)
+    return subject.remove(volume)
+
+
+def _snapshot(_: Lab, subject: Subject) -> float:
+    seconds, snapshot = subject.snapshot(few(0))
+    subject.remove_snapshot(snapshot)
+    return seconds
+
+
+def _clone(lab: Lab, subject: Subject) -> float:
+    target = lab.name()
+    seconds = subject.clone(few(0), target)
+    subject.remove(target)
+    return seconds
+
+
+def _restore(_: Lab, subject: Subject) -> float:
+    snapshot = subject.snapshot(few(0))[1]
+    seconds, backup = subject.restore(snapshot)
+    for left in (snapshot, backup):
+        subject.remove_snapshot(left)
+    return seconds
+
+
+BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
+    "create": partial(_operations, "Create", Goal(1.5, "bare"), _create),
+    "get": partial(_questions, "Get"),
+    "path": partial(_questions, "Path"),
+    "mount": partial(_questions, "Mount"),
+    "unmount": partial(_questions, "Unmount"),
+    "remove": partial(_operations, "Remove", Goal(1.5, "bare"), _remove),
+    "snapshot": partial(_operations, "Snapshot", Goal(1.3, "bare"), _snapshot),
+    "clone": partial(_operations, "Clone", None, _clone),
+    "restore": partial(_operations, "Restore", None, _restore),
+}
