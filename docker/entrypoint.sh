@@ -2,6 +2,16 @@
 # The start of the managed plugin: sshd in the background, if somebody may log in; then the daemon.
 set -eu
 
+# config.json has the host's directory at /host. It is mounted here rather than there, because Docker
+# would do it again, on top, whenever it starts a plugin after a crash. Propagation doubles those
+# mounts each time, on the host too: after 16 crashes there would be 65,536 of them.
+mount_data() {
+    data=/var/lib/buttervolume
+    if [ "$(stat -c %d:%i /host)" != "$(stat -c %d:%i "$data")" ]; then
+        mount --rbind /host "$data"
+    fi
+}
+
 # Files that others may read or write are refused by ssh. /root/.ssh is a directory of the host, so
 # that keys stay the same over an upgrade of the plugin.
 prepare_ssh() {
@@ -48,5 +58,6 @@ serve_ssh() {
     exec /usr/sbin/sshd "$@"
 }
 
+mount_data
 serve_ssh & # its failures are in the log, and leave the volumes alone
 exec tini -- buttervolume run

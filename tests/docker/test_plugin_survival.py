@@ -19,6 +19,7 @@ def test_a_crash_of_the_plugin_is_not_noticed_by_containers(plugin: PluginHost) 
     plugin.create("db", "--label=keep=me")
     plugin.start("writer", "db:/data")
     plugin.wait_until_it_writes("writer")
+    mounts = plugin.mounts()
 
     plugin.crash()
 
@@ -27,6 +28,7 @@ def test_a_crash_of_the_plugin_is_not_noticed_by_containers(plugin: PluginHost) 
     plugin.wait_until_it_writes("writer")
     assert plugin.run("db:/data", "touch /data/file; ls /data") == "file\nlog\n"
     assert (plugin.path("db") / "file").exists()
+    assert plugin.mounts() == mounts, "a crash a day, and there would be 2 ** 30 after a month"
     plugin.docker("stop", "--time=1", "writer")
     assert_unbroken(plugin, "db")
 
@@ -36,12 +38,19 @@ def test_a_volume_outlives_dockerd(plugin: PluginHost, end: str) -> None:
     plugin.create("db", "--label=keep=me")
     plugin.start("writer", "db:/data")
     written = plugin.wait_until_it_writes("writer")
+    mounts = plugin.mounts()
 
     getattr(plugin.dockerd, end)()
     plugin.dockerd.start()
 
     assert plugin.enabled()
     assert plugin.labels("db") == {"keep": "me"}
+    if end == "kill" and plugin.mounts() == [DATA]:
+        # Docker stops a plugin that outlived it and starts it again, but unmounts what the one had
+        # mounted while the other begins, and now and then too late. This is the manual's cure.
+        plugin.disable("--force")
+        plugin.enable()
+    assert plugin.mounts() == mounts
     assert_unbroken(plugin, "db")
     plugin.docker("start", "writer")
     wait_until(lambda: plugin.lines("writer") > written, what="the container to write on")
