@@ -2,14 +2,29 @@
 # The start of the managed plugin: sshd in the background, if somebody may log in; then the daemon.
 set -eu
 
-# config.json has the host's directory at /host. It is mounted here rather than there, because Docker
-# would do it again, on top, whenever it starts a plugin after a crash. Propagation doubles those
-# mounts each time, on the host too: after 16 crashes there would be 65,536 of them.
-mount_data() {
-    data=/var/lib/buttervolume
-    if [ "$(stat -c %d:%i /host)" != "$(stat -c %d:%i "$data")" ]; then
-        mount --rbind /host "$data"
-    fi
+data=/var/lib/buttervolume
+
+# Let Docker find the volumes. It looks for them in the directory that it has mounted at $data, its
+# own for what a plugin mounts there. It gets a link into the host's directory instead, and the plugin
+# sees the latter, in a mount that nobody else sees. Mounted for Docker, the volumes would be mounted
+# once more at each crash of the plugin; and a Docker that was killed would, while it starts the plugin
+# again, now and then unmount them from under it.
+link_volumes() {
+    # what is wrong with the configuration is for the daemon to say
+    volumes=$(python3 -c '
+import os
+from buttervolume.config import load
+print(load(os.environ).volumes_path)' 2>/dev/null) || return 0
+    case $volumes in
+        "$data"/*) ;;
+        *)
+            echo "VOLUMES_PATH = $volumes: it must be below $data, or Docker finds no volume" >&2
+            exit 1
+            ;;
+    esac
+    below=${volumes#"$data"/}
+    top=$data/${below%%/*}
+    ln -sfT "$top" "$top"
 }
 
 # Files that others may read or write are refused by ssh. /root/.ssh is a directory of the host, so
@@ -39,9 +54,13 @@ make_host_key() {
     mv "$new" ssh_host_ed25519_key
 }
 
+# Serve as soon as somebody may log in, and again if sshd ends: a port in use may become free.
 serve_ssh() {
     prepare_ssh
-    [ -e authorized_keys ] || exit 0
+    until [ -e authorized_keys ]; do
+        sleep 5
+    done
+    prepare_ssh
     make_host_key
     mkdir -p /run/sshd
     set -- -D -e -f /dev/null -p "${SSH_PORT:-1122}" \
@@ -55,9 +74,15 @@ serve_ssh() {
     for key in "$PWD"/ssh_host_*_key; do
         set -- "$@" -h "$key"
     done
-    exec /usr/sbin/sshd "$@"
+    while :; do
+        /usr/sbin/sshd "$@" || true
+        echo "sshd has ended; it is started again in 5 seconds" >&2
+        sleep 5
+    done
 }
 
-mount_data
 serve_ssh & # its failures are in the log, and leave the volumes alone
+link_volumes
+mount --make-rprivate "$data"
+mount --rbind /host "$data"
 exec tini -- buttervolume run

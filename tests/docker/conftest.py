@@ -8,11 +8,6 @@ from tests.docker.harness import Host
 from tests.support.docker import Dockerd
 from tests.support.machine import Machine
 
-collect_ignore_glob = ["test_plugin*.py"]
-"""The managed plugin is not finished: when Docker was killed and starts again, it now and then
-unmounts the plugin's volumes. Until that is settled its tests run when they are named only:
-`./test.sh tests/docker/test_plugin.py`."""
-
 
 @pytest.fixture(scope="module")
 def module_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:

@@ -92,11 +92,23 @@ class PluginHost(Host):
             "runc", f"--root={root}", "exec", self.id, *args, check=check
         ).stdout
 
+    def processes(self, name: str) -> list[str]:
+        """The plugin's processes of that name, by their ids inside of it; it has no ps."""
+        listed = self.inside("sh", "-c", f"grep -lx {name} /proc/[0-9]*/comm", check=False)
+        return [path.split("/")[2] for path in listed.splitlines()]
+
     def pid(self) -> int | None:
         """The plugin's first process, by its id on the machine; None while there is none."""
         root = "/run/docker/runtime-runc/plugins.moby"
         state = self.machine.run("runc", f"--root={root}", "state", self.id, check=False)
         return (state.returncode == 0 and json.loads(state.stdout)["pid"]) or None
+
+    def has_container(self) -> bool:
+        """Whether Docker's containerd has something of the plugin. For a moment after it has failed
+        to start it has, and then Docker cannot start it."""
+        address = "--address=/run/docker/containerd/containerd.sock"
+        listed = ("ctr", address, "--namespace=plugins.moby", "containers", "ls", "--quiet")
+        return self.machine.run(*listed).stdout != ""
 
     def crash(self) -> None:
         """Kill the plugin's first process, and wait until Docker has started it again."""
@@ -110,11 +122,16 @@ class PluginHost(Host):
             what="Docker to start the plugin again",
         )
 
+    def propagated_mount(self) -> str:
+        """The directory in which Docker looks for the volumes."""
+        return f"{PLUGINS}/{self.id}/propagated-mount"
+
     def mounts(self) -> list[str]:
         """Where the machine has the volumes' filesystem mounted, as often as it is."""
-        fields = Path(f"/proc/{self.machine.pid}/mountinfo")
-        points = (line.split()[4] for line in fields.read_text().splitlines())
-        return sorted(point for point in points if point == DATA or point.startswith(PLUGINS))
+        text = Path(f"/proc/{self.machine.pid}/mountinfo").read_text()
+        mounts = [(fields[2], fields[4]) for fields in map(str.split, text.splitlines())]
+        (device,) = {device for device, point in mounts if point == DATA}
+        return [point for of, point in mounts if of == device]
 
     def log(self) -> str:
         """What the plugin and Docker have logged."""

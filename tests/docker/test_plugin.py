@@ -3,6 +3,8 @@
 import re
 from time import monotonic
 
+import pytest
+
 from tests.docker.plugin_harness import CONFIG, DRIVER, NAME, SETTINGS, PluginHost, readme_functions
 from tests.support.machine import DATA
 from tests.support.wait import wait_until
@@ -183,26 +185,40 @@ def test_every_setting_arrives_and_empty_ones_leave_the_defaults(plugin: PluginH
 
 
 def test_the_configuration_file_counts_and_outlives_a_restart(plugin: PluginHost) -> None:
-    plugin.machine.write(f"{CONFIG}/config.ini", "[DEFAULT]\nDTFORMAT = %Y%m%d-%H%M%S\n")
+    lines = ("[DEFAULT]", "DTFORMAT = %Y%m%d-%H%M%S", f"VOLUMES_PATH = {DATA}/elsewhere")
+    plugin.machine.write(f"{CONFIG}/config.ini", "\n".join(lines))
     plugin.disable("--force")
 
     plugin.enable()
 
     plugin.create("db")
     assert re.fullmatch(r"db@\d{8}-\d{6}\n", plugin.cli("snapshot", "db").stdout)
+    assert plugin.run("db:/data", "touch /data/file; ls /data") == "file\n"
+    assert plugin.machine.path(f"{DATA}/elsewhere/db/file").exists()
+    plugin.docker("volume", "rm", "db")
     plugin.machine.run("rm", f"{CONFIG}/config.ini")
     plugin.disable("--force")
     plugin.enable()
 
 
-def test_a_setting_that_cannot_be_is_in_the_log(plugin: PluginHost) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("TIMER", "often", "TIMER = 'often' (environment variable BUTTERVOLUME_TIMER)"),
+        ("VOLUMES_PATH", "/srv/volumes", f"VOLUMES_PATH = /srv/volumes: it must be below {DATA}"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_in_the_log(
+    plugin: PluginHost, setting: str, value: str, problem: str
+) -> None:
     plugin.disable("--force")
-    plugin.docker("plugin", "set", NAME, "BUTTERVOLUME_TIMER=often")
+    plugin.docker("plugin", "set", NAME, f"BUTTERVOLUME_{setting}={value}")
 
     said = plugin.docker("plugin", "enable", "--timeout=1", NAME, check=False)
 
     assert said.returncode
-    assert "TIMER = 'often' (environment variable BUTTERVOLUME_TIMER)" in plugin.log()
+    assert problem in plugin.log()
+    wait_until(lambda: not plugin.has_container(), 30, "Docker to have cleared up")
 
 
 def test_without_the_directories_of_the_host_docker_names_the_first_missing(
@@ -249,10 +265,7 @@ def test_it_answers_by_docker_s_second_knock_and_ends_at_once(plugin: PluginHost
 
 def test_no_process_is_left_dead(plugin: PluginHost) -> None:
     """Orphans become children of process 1, which must take their exit status."""
-    plugin.inside("sh", "-c", "(sleep 0.01 &)")
+    orphan = plugin.inside("sh", "-c", "(sleep 0.01 >&- & echo $!)").strip()
 
-    def states() -> str:
-        return plugin.inside("sh", "-c", "cat /proc/[0-9]*/stat")
-
-    wait_until(lambda: "(sleep)" not in states(), what="the orphan to be reaped")
-    assert re.findall(r"^(\d+) \((\S+)\)", states(), re.M)[0] == ("1", "tini")
+    wait_until(lambda: orphan not in plugin.processes("sleep"), what="the orphan to be reaped")
+    assert plugin.processes("tini") == ["1"]

@@ -1,5 +1,7 @@
 """The managed plugin's ssh: its keys, its sshd, and what reaches the other host over it."""
 
+import sys
+
 import pytest
 
 from tests.docker.plugin_harness import SSH, PluginHost
@@ -36,8 +38,22 @@ def test_nobody_can_log_in_without_authorized_keys(plugin: PluginHost) -> None:
     wait_until(plugin.machine.path(f"{SSH}/config").exists, what="the entrypoint")
 
     assert ssh_files(plugin) == {"": "root:root 700", "config": "root:root 600"}
-    assert "sshd" not in plugin.inside("ps", "-e")
+    assert plugin.processes("sshd") == []
     assert not plugin.listens()
+    plugin.machine.write(f"{SSH}/authorized_keys", "")
+    wait_until_it_listens(plugin)
+
+
+def test_sshd_is_started_again_when_it_dies(plugin: PluginHost) -> None:
+    plugin.machine.write(f"{SSH}/authorized_keys", "")
+    restart(plugin)
+    wait_until_it_listens(plugin)
+
+    killed = plugin.processes("sshd")
+    plugin.inside("sh", "-c", f"kill -KILL {' '.join(killed)}")
+
+    wait_until(lambda: plugin.processes("sshd") not in ([], killed), what="another sshd")
+    wait_until_it_listens(plugin)
 
 
 def test_by_default_new_hosts_are_accepted_and_changed_ones_are_not(plugin: PluginHost) -> None:
@@ -112,9 +128,9 @@ def test_a_password_opens_nothing(plugin: PluginHost, peer: PluginHost) -> None:
 def test_a_port_that_is_taken_leaves_the_volumes_alone(plugin: PluginHost) -> None:
     plugin.machine.write(f"{SSH}/authorized_keys", "")
     plugin.disable("--force")
-    log = plugin.machine.directory / "nc.log"
-    taken = plugin.machine.popen("busybox", "nc", "-l", "-p", str(SSH_PORT), log=log)
-    wait_until(plugin.listens, what="nc to listen")
+    server = (sys.executable, "-m", "http.server", "--directory=/run", str(SSH_PORT))
+    taken = plugin.machine.popen(*server, log=plugin.machine.directory / "taken.log")
+    wait_until(plugin.listens, what="another server to listen")
 
     plugin.enable()
 
@@ -125,6 +141,7 @@ def test_a_port_that_is_taken_leaves_the_volumes_alone(plugin: PluginHost) -> No
     )
     taken.kill()
     taken.wait(10)
+    wait_until_it_listens(plugin)
 
 
 @pytest.fixture
