@@ -37,24 +37,38 @@ def environment() -> dict[str, str]:
 def run(argv: Sequence[str]) -> str:
     """Run one short command to its end and return what it printed; raise CommandFailed.
 
+    It is started and waited for as plainly as can be: what `subprocess` adds, and reading pipes
+    meanwhile, would be a tenth of the time that creating a volume takes.
+
     The command inherits what the daemon made inheritable on purpose, and that is its locks alone
     (see `daemon.lock`): a daemon started anew waits until a command that a killed one left behind
     has ended.
     """
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,  # as bytes: text costs 0.1 ms
-            env=environment(),
-            close_fds=False,
-            check=False,
-        )
-    except OSError as error:
-        raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}; is it installed?") from error
-    if done.returncode != 0:
-        raise CommandFailed(argv, done.returncode, done.stderr.decode(errors="replace"))
-    return done.stdout.decode(errors="replace")
+    with _memory_file() as stdout, _memory_file() as stderr:
+        try:
+            pid = os.posix_spawnp(
+                argv[0],
+                list(argv),
+                environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, stdout.fileno(), 1),
+                    (os.POSIX_SPAWN_DUP2, stderr.fileno(), 2),
+                ],
+                setsigdef=[signal.SIGPIPE],  # which Python ignores, and programs don't expect to
+            )
+        except OSError as error:
+            why = f"{argv[0]}: {error.strerror}; is it installed?"
+            raise CommandFailed(argv, 127, why) from error
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != 0:
+            raise CommandFailed(argv, status, _read(stderr))
+        return _read(stdout)
+
+
+def _memory_file() -> IO[bytes]:
+    """A file for what a short command prints."""
+    return open(os.memfd_create("output"), "w+b", buffering=0)
 
 
 class Flow:

@@ -1,5 +1,6 @@
 """How things are timed: side by side, in turns, so that the machine's moods hit all alike."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,15 +11,15 @@ Samples = dict[str, list[float]]
 
 
 def interleave(rounds: int, measurements: Mapping[str, Measurement], warm_up: int = 1) -> Samples:
-    """Measure each in turn, round by round, and another first each time.
+    """Measure each once a round, in every order in turn: what one leaves behind (a cold cache, a
+    busy disk) hits each of the others as often.
 
     The rounds for warming up come first and do not count.
     """
-    present = list(measurements.items())
+    orders = itertools.cycle(itertools.permutations(measurements.items()))
     samples: Samples = {name: [] for name in measurements}
-    for number in range(-warm_up, rounds):
-        first = number % len(present)
-        for name, measure in present[first:] + present[:first]:
+    for number, order in zip(range(-warm_up, rounds), orders, strict=False):
+        for name, measure in order:
             seconds = measure()
             if number >= 0:
                 samples[name].append(seconds)

@@ -85,6 +85,12 @@ def test_messages_are_in_english_and_any_bytes_are_borne(monkeypatch: pytest.Mon
     assert command.run(sh(r"printf '\377'")) == "\ufffd"
 
 
+def test_a_command_starts_with_nothing_to_read_and_the_usual_end_by_sigpipe() -> None:
+    assert command.run(["readlink", "/proc/self/fd/0"]) == "/dev/null\n"
+    ignored = command.run(["grep", "SigIgn", "/proc/self/status"]).split()[1]
+    assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1
+
+
 # A pipeline
 
 
