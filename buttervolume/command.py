@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,13 +20,16 @@ _TICK = 0.2
 """Seconds between two looks at whether a long command is to be ended."""
 _GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
-_ENDS_WITH_US = ("setpriv", "--pdeathsig", "SIGTERM", "--")
-"""Has a command ended when this process dies, by SIGKILL too. The kernel looks at the thread that
-started it (PR_SET_PDEATHSIG in prctl(2)), and that one waits for it."""
+_IN_THE_BACKGROUND = ("nice", "-n", "10", "setpriv", "--pdeathsig", "SIGTERM", "--")
+"""Lets what needs the processor now, such as an answer to Docker, go before a long command, and has
+that end when this process dies, by SIGKILL too. The kernel looks at the thread that started it
+(PR_SET_PDEATHSIG in prctl(2)), and that one waits for it."""
 _NOTABLE = 1 << 16
 """Bytes: more than the keepalives of an ssh on which nothing else moves, in minutes."""
 _CHUNK = 1 << 20
-"""Bytes: what a pipe is asked to hold, and what is moved at a time."""
+"""Bytes: what is read of a report at a time."""
+_PIPE_SIZE = 1 << 20
+"""Bytes: what a pipeline's pipe is asked to hold."""
 
 
 def environment() -> dict[str, str]:
@@ -58,7 +61,7 @@ def run(argv: Sequence[str]) -> str:
                 setsigdef=[signal.SIGPIPE],  # which Python ignores, and programs don't expect to
             )
         except OSError as error:
-            why = f"{argv[0]}: {error.strerror}; is it installed?"
+            why = f"{argv[0]}: {error.strerror} (it may not be installed)"
             raise CommandFailed(argv, 127, why) from error
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status != 0:
@@ -110,7 +113,7 @@ class Process:
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self.popen = subprocess.Popen(
-                [*_ENDS_WITH_US, *argv],
+                [*_IN_THE_BACKGROUND, *argv],
                 stdin=stdin,
                 stdout=self._stdout if stdout is None else stdout,
                 stderr=self._stderr,
@@ -150,17 +153,19 @@ class Process:
         return int(counters.partition("wchar: ")[2].split()[0])
 
     def wait(self, flow: Flow, limit: float, moved: Callable[[], int] = lambda: 0) -> None:
-        """Wait for the end. Raises Cancelled, or Stalled after `limit` seconds in which nothing
-        worth mentioning was added to `moved`, in bytes."""
+        """Wait for the end, and let the flow know meanwhile what has `moved`, in bytes. Raises
+        Cancelled, or Stalled after `limit` seconds in which nothing worth mentioning did."""
         last_move, until_then = time.monotonic(), moved()
         descriptor = os.pidfd_open(self.popen.pid)
         try:
             while not _poll(descriptor, select.POLLIN):
                 flow.check()
-                if (by_now := moved()) >= until_then + _NOTABLE:
+                by_now = flow.moved = max(flow.moved, moved())
+                if by_now >= until_then + _NOTABLE:
                     last_move, until_then = time.monotonic(), by_now
                 if time.monotonic() - last_move > limit:
                     raise Stalled(limit)
+            flow.moved = max(flow.moved, moved())
         finally:
             os.close(descriptor)
         self.popen.wait()
@@ -190,59 +195,30 @@ def pipe(
     flow: Flow,
     *,
     stall: float,
-    passed_on: Callable[[], int] = lambda: 0,
+    moved: Callable[[], int],
 ) -> str:
     """Run `source | sink` to the end of both and return what the sink printed.
 
-    The bytes go from pipe to pipe inside the kernel (splice(2)) and are counted in `flow`. Raises
-    PipelineFailed if either end fails, Stalled if no byte moves for `stall` seconds, Cancelled.
-    The sink may hold megabytes when the source has ended: `passed_on` counts what leaves it.
+    One pipe joins them, as in a shell, so that nothing of the way is ours. `moved` tells how many
+    bytes have come out of it at the other end. Raises PipelineFailed if either end fails, Stalled
+    if none worth mentioning does for `stall` seconds, Cancelled.
     """
-    with (
-        Process(sink, stdin=PIPE) as receiver,
-        Process(source, stdout=PIPE) as sender,
-    ):
-        assert sender.popen.stdout is not None
-        assert receiver.popen.stdin is not None
-        _move(sender.popen.stdout.fileno(), receiver.popen.stdin.fileno(), flow, stall)
-        receiver.popen.stdin.close()
-        sender.popen.stdout.close()  # a sender with more to say ends by SIGPIPE
-        sender.wait(flow, stall)
-        receiver.wait(flow, stall, passed_on)
+    out_of_pipe, into_pipe = os.pipe()
+    with ExitStack() as stack:
+        try:
+            with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
+                fcntl.fcntl(into_pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+            receiver = stack.enter_context(Process(sink, stdin=out_of_pipe))
+            sender = stack.enter_context(Process(source, stdout=into_pipe))
+        finally:  # else neither would learn of the other's end
+            os.close(out_of_pipe)
+            os.close(into_pipe)
+        sender.wait(flow, stall, moved)
+        receiver.wait(flow, stall, moved)
         failures = [end.failure() for end in (sender, receiver)]
         if any(failures):
             raise PipelineFailed([failure for failure in failures if failure])
         return receiver.output()
-
-
-def _move(source: int, sink: int, flow: Flow, stall: float) -> None:
-    """Move bytes from pipe to pipe until the source ends or the sink is gone."""
-    for descriptor in (source, sink):
-        with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
-            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _CHUNK)
-    last_move = time.monotonic()
-    waiting = select.poll()
-    waiting.register(source, select.POLLIN)
-    waiting.register(sink, 0)  # tells only of its end
-    while True:
-        flow.check()
-        if time.monotonic() - last_move > stall:
-            raise Stalled(stall)
-        happened = dict(waiting.poll(_TICK * 1000))
-        if happened.get(sink):
-            return
-        if not happened.get(source) or not _poll(sink, select.POLLOUT):
-            continue
-        try:
-            count = os.splice(source, sink, _CHUNK, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            continue
-        except BrokenPipeError:
-            return
-        if not count:
-            return
-        flow.moved += count
-        last_move = time.monotonic()
 
 
 def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -> None:

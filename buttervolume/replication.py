@@ -54,7 +54,7 @@ if [ -L "$1/$2" ]; then echo "a link"
 elif [ -e "$1/$2" ]; then btrfs subvolume show "$1/$2" || echo "no subvolume"; fi
 """
 _RECEIVE = """set -e
-btrfs receive "$1" >&2
+nice -n 10 btrfs receive "$1" >&2
 btrfs subvolume show "$1/$2"
 """
 _DELETE = """shown=$(btrfs subvolume show "$1/$2" 2>/dev/null) || exit 0
@@ -340,13 +340,14 @@ class Replication:
             compressed=min(there.stream_version, self._own_stream_version()) >= 2,
         )
         sink = connection.argv(_RECEIVE, *self._there(name))
+        before = connection.passed_on()
         try:
             shown = command.pipe(
                 source,
                 sink,
                 transfer.flow,
                 stall=self._stall,
-                passed_on=connection.passed_on,
+                moved=lambda: connection.passed_on() - before,
             )
             if judge_copy(shown, expected) is not Copy.COMPLETE:
                 raise HostFailed(connection.host, "the copy is not complete after the transfer")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,9 +74,9 @@ def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(CommandFailed, match="no-such-program"):
         command.watch(["no-such-program"], Flow(), lambda _: None)
     with pytest.raises(PipelineFailed, match="no-such-program"):
-        command.pipe(["no-such-program"], ["cat"], Flow(), stall=PATIENT)
+        pipe(["no-such-program"], ["cat"])
     with pytest.raises(PipelineFailed, match="no-such-program"):
-        command.pipe(["echo"], ["no-such-program"], Flow(), stall=PATIENT)
+        pipe(["echo"], ["no-such-program"])
 
 
 def test_messages_are_in_english_and_any_bytes_are_borne(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,15 +94,29 @@ def test_a_command_starts_with_nothing_to_read_and_the_usual_end_by_sigpipe() ->
 # A pipeline
 
 
+def pipe(
+    source: list[str],
+    sink: list[str],
+    flow: Flow | None = None,
+    stall: float = PATIENT,
+    moved: Callable[[], int] = lambda: 0,
+) -> str:
+    return command.pipe(source, sink, flow or Flow(), stall=stall, moved=moved)
+
+
+def size_of(path: Path) -> Callable[[], int]:
+    return lambda: path.stat().st_size if path.exists() else 0
+
+
 def test_a_pipeline_moves_every_byte_and_counts_them(tmp_path: Path) -> None:
     data = os.urandom(40_000_003)
     (tmp_path / "in").write_bytes(data)
     flow = Flow()
-    printed = command.pipe(
+    printed = pipe(
         ["cat", str(tmp_path / "in")],
         sh(f"cat > {shlex.quote(str(tmp_path / 'out'))}; echo done"),
         flow,
-        stall=PATIENT,
+        moved=size_of(tmp_path / "out"),
     )
     assert printed == "done\n"
     assert flow.moved == len(data)
@@ -111,15 +125,13 @@ def test_a_pipeline_moves_every_byte_and_counts_them(tmp_path: Path) -> None:
 
 def test_an_empty_pipeline_is_none_the_less_one() -> None:
     flow = Flow()
-    assert command.pipe(["true"], ["wc", "-c"], flow, stall=PATIENT) == "0\n"
+    assert pipe(["true"], ["wc", "-c"], flow) == "0\n"
     assert flow.moved == 0
 
 
 def test_a_source_in_small_pieces_arrives_whole() -> None:
     source = "for i in $(seq 300); do echo $i; done"
-    assert command.pipe(sh(source), ["md5sum"], Flow(), stall=PATIENT) == command.run(
-        sh(f"({source}) | md5sum")
-    )
+    assert pipe(sh(source), ["md5sum"]) == command.run(sh(f"({source}) | md5sum"))
 
 
 ENDLESS = ["cat", "/dev/zero"]
@@ -143,14 +155,14 @@ def test_the_exit_status_of_both_ends_counts_and_the_cause_comes_first(
     source: str, sink: str, cause: str, statuses: list[int]
 ) -> None:
     with pytest.raises(PipelineFailed) as failure:
-        command.pipe(sh(source), sh(sink), Flow(), stall=PATIENT)
+        pipe(sh(source), sh(sink))
     assert [end.status for end in failure.value.failures] == statuses
     assert cause in str(failure.value.failures[0])
 
 
 def test_a_source_that_is_cut_short_by_a_content_sink_has_failed() -> None:
     with pytest.raises(PipelineFailed) as failure:
-        command.pipe(ENDLESS, ["head", "-c", "1000000"], Flow(), stall=PATIENT)
+        pipe(ENDLESS, ["head", "-c", "1000000"])
     assert [end.status for end in failure.value.failures] == [-signal.SIGPIPE]
 
 
@@ -168,16 +180,23 @@ def test_a_source_that_is_cut_short_by_a_content_sink_has_failed() -> None:
 def test_a_pipeline_in_which_nothing_moves_is_ended(source: list[str], sink: list[str]) -> None:
     started = time.monotonic()
     with pytest.raises(Stalled) as stalled:
-        command.pipe(source, sink, Flow(), stall=0.3)
+        pipe(source, sink, stall=0.3)
     assert 0.3 < time.monotonic() - started < 10
     assert stalled.value.seconds == 0.3
 
 
-def test_a_pipeline_that_moves_is_never_ended_for_taking_long() -> None:
+def test_a_pipeline_that_moves_is_never_ended_for_taking_long(tmp_path: Path) -> None:
     started = time.monotonic()
-    slow = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.25; done"
-    assert command.pipe(sh(slow), ["wc", "-l"], Flow(), stall=1) == "6\n"
+    slow = "for i in 1 2 3 4 5 6; do head -c 100000 /dev/zero; sleep 0.25; done"
+    sink = ["tee", str(tmp_path / "out")]
+    assert len(pipe(sh(slow), sink, stall=1, moved=size_of(tmp_path / "out"))) == 600_000
     assert time.monotonic() - started > 1
+
+
+def test_a_trickle_as_of_keepalives_is_no_movement(tmp_path: Path) -> None:
+    trickle = sh("while :; do echo alive; sleep 0.1; done")
+    with pytest.raises(Stalled):
+        pipe(trickle, ["tee", str(tmp_path / "out")], stall=1, moved=size_of(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +209,7 @@ def test_a_pipeline_can_be_cancelled(source: list[str], sink: list[str]) -> None
     timer.start()
     started = time.monotonic()
     with pytest.raises(Cancelled):
-        command.pipe(source, sink, flow, stall=PATIENT)
+        pipe(source, sink, flow)
     assert time.monotonic() - started < 10
     timer.join()
 
@@ -199,7 +218,7 @@ def test_what_is_cancelled_before_it_begins_does_not_begin() -> None:
     flow = Flow()
     flow.cancel()
     with pytest.raises(Cancelled):
-        command.pipe(["sleep", "1000"], ["cat"], flow, stall=PATIENT)
+        pipe(["sleep", "1000"], ["cat"], flow)
     with pytest.raises(Cancelled):
         command.watch(["sleep", "1000"], flow, lambda _: None)
 
