@@ -26,6 +26,8 @@ HOST_RULE = (
     "it must begin with a letter or a digit, followed by letters, digits, '.', '_' or '-', "
     "at most 98 characters in all"
 )
+_UNSAFE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
+"""What leads out of a directory, or disturbs a terminal and a log."""
 LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
 
@@ -68,9 +70,7 @@ class Snapshot:
 
 def _is_safe_file_name(name: str) -> bool:
     """Whether a name stays within its directory and can be printed and logged."""
-    if not name or name.startswith("."):
-        return False
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "/" for c in name):
+    if not name or name.startswith(".") or _UNSAFE.search(name):
         return False
     try:
         return len(name.encode()) <= LONGEST

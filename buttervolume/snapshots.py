@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -218,11 +219,11 @@ class Snapshots:
     def _take(self, volume: str) -> Taken:
         """Snapshot a volume whose mutex is held."""
         source = self._volumes.mountpoint(volume)
-        left_out = tuple(inner.path for inner in btrfs.nested(source))
         name = str(self._free_name(volume))
         try:
+            left_out = tuple(inner.path for inner in btrfs.nested(source))
             btrfs.snapshot(source, self.path / name, readonly=True)
-        except CommandFailed as error:
+        except (CommandFailed, OSError) as error:
             raise OperationFailed(f"snapshot volume {volume}", error) from error
         return Taken(name, left_out)
 
@@ -298,18 +299,20 @@ class Snapshots:
             source = self._volumes.mountpoint(volume)
             if self._volumes.exists(target):
                 raise VolumeExists(target)
-            left_out = tuple(inner.path for inner in btrfs.nested(source))
-            self._make_volume(source, target, "clone")
+            left_out = self._make_volume(source, target, "clone")
         return Taken(target, left_out)
 
-    def _make_volume(self, source: Path, target: str, purpose: str) -> None:
-        """Make a new volume from a subvolume; the target's mutex is held."""
+    def _make_volume(self, source: Path, target: str, purpose: str) -> tuple[str, ...]:
+        """Make a new volume from a subvolume, and return the nested ones that are empty in it; the
+        target's mutex is held."""
         with self._volumes.workshop(purpose) as path:
             try:
+                left_out = tuple(inner.path for inner in btrfs.nested(source))
                 btrfs.snapshot(source, path, readonly=False)
                 self._volumes.publish(path, target)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"{purpose} to volume {target}", error) from error
+        return left_out
 
     def restore(self, name: str, target: str | None = None, *, force: bool = False) -> str | None:
         """Give a volume the content of a snapshot, and return the backup made of the old content.
@@ -339,7 +342,10 @@ class Snapshots:
     def _check_replaceable(self, volume: str) -> None:
         if self._volumes.is_mounted(volume):
             raise VolumeMounted(volume)
-        nested = btrfs.nested(self._volumes.path_of(volume))
+        try:
+            nested = btrfs.nested(self._volumes.path_of(volume))
+        except OSError as error:
+            raise OperationFailed(f"restore volume {volume}", error) from error
         if nested:
             raise NestedSubvolumes(volume, (inner.path for inner in nested))
 
@@ -356,16 +362,20 @@ class Snapshots:
         return backup
 
 
-def _by_volume_and_moment(snapshot: Snapshot) -> tuple[str, datetime, str]:
-    return snapshot.name.volume, snapshot.taken or datetime.min, str(snapshot.name)
+def _by_volume_and_moment(snapshot: Snapshot) -> tuple[str, datetime, str, str]:
+    name = snapshot.name
+    return name.volume, snapshot.taken or datetime.min, name.date, name.host or ""
 
 
 def _summaries(snapshots: "tuple[Snapshot, ...]") -> dict[str, Summary]:
     """The summary of every volume; the snapshots come by moment."""
-    summaries: dict[str, Summary] = {}
+    counts: Counter[str] = Counter()
+    last: dict[str, Snapshot] = {}
     for snapshot in snapshots:
         if not snapshot.name.is_marker:
-            known = summaries.get(snapshot.name.volume, Summary(0, None))
-            latest = known.latest if snapshot.taken is None else str(snapshot.name)
-            summaries[snapshot.name.volume] = Summary(known.count + 1, latest)
-    return summaries
+            counts[snapshot.name.volume] += 1
+            last[snapshot.name.volume] = snapshot
+    return {
+        volume: Summary(counts[volume], None if snapshot.taken is None else str(snapshot.name))
+        for volume, snapshot in last.items()
+    }

@@ -1,5 +1,6 @@
 """Snapshots on a real BTRFS: taken, listed, restored in one step, cloned, removed."""
 
+import errno
 import os
 import re
 import threading
@@ -797,3 +798,29 @@ def test_a_snapshot_that_is_being_removed_is_called_so(
 
     assert listed(store) == []
     assert "being removed" in str(refusal.value)
+
+
+# A disk that fails
+
+
+def test_a_disk_that_cannot_be_read_is_an_error_in_words(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume(store, "db", "old")
+    snapshot = store.snapshots.take("db").name
+
+    def broken(_: Path) -> list[kernel.Nested]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(kernel, "nested", broken)
+
+    for attempt in (
+        lambda: store.snapshots.take("db"),
+        lambda: store.snapshots.clone("db", "db2"),
+        lambda: store.snapshots.restore(snapshot),
+    ):
+        with pytest.raises(OperationFailed, match="Input/output error"):
+            attempt()
+    assert listed(store) == [snapshot]
+    assert content(store, "db") == "old"
+    assert [name for name, _ in store.volumes.list()] == ["db"]
