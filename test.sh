@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Run the tests: sudo ./test.sh [pytest arguments]
+# or the benchmarks: sudo ./test.sh --benchmarks [--quick] [name...]
 # Installs what they need first. They make their own filesystems, networks, sshd and dockerd, so
 # no service of this machine is started, stopped or enabled. Safe to repeat.
 set -euo pipefail
@@ -63,4 +64,7 @@ if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" &>/dev/null; t
 fi
 
 make_venv .cache/test-venv "setup.py pyproject.toml" --editable '.[test]'
+if [[ ${1-} == --benchmarks ]]; then
+    exec .cache/test-venv/bin/python -m tests.benchmarks "${@:2}"
+fi
 exec .cache/test-venv/bin/python -m pytest "$@"

@@ -1,5 +1,5 @@
 """Benchmarks: Buttervolume beside the bare commands and the published original.
 
-`python -m tests.benchmarks` as root runs them all; nothing here is collected by pytest, and no
-time is ever asserted.
+`./test.sh --benchmarks` as root runs them all; nothing here is collected by pytest, and no time is
+ever asserted.
 """

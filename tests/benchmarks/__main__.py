@@ -1,4 +1,4 @@
-"""The command: `python -m tests.benchmarks [--quick] [name …]`, as root."""
+"""The command: `./test.sh --benchmarks [--quick] [name …]`, as root."""
 
 import argparse
 import fnmatch
@@ -37,7 +37,7 @@ LOG = logging.getLogger("benchmarks")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="./test.sh --benchmarks", description=__doc__)
     add = parser.add_argument
     add("names", nargs="*", metavar="name", default=["*"], help="which: get, 'send-*' (all)")
     add("--list", action="store_true", help="print the names and end")
