@@ -27,6 +27,9 @@ class BuildWithDocuments(build_py):
 
         (HERE / MAN_PAGE).parent.mkdir(parents=True, exist_ok=True)
         page = Manpage(build_parser())
+        page.description = self.distribution.get_description()
+        page.source = self.distribution.get_fullname()
+        page.manual = "Buttervolume"
         (HERE / MAN_PAGE).write_text(str(page), encoding="utf-8")
         (HERE / COMPLETION).write_text(shtab.complete(build_parser(), "bash"), encoding="utf-8")
         super().run()

@@ -19,7 +19,7 @@ from werkzeug.routing import Map
 from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable, enumerated
 from buttervolume.replication import Replication
 from buttervolume.retention import parse_pattern
-from buttervolume.schedule import Schedule
+from buttervolume.schedule import Purge, Schedule
 from buttervolume.snapshots import Snapshots
 from buttervolume.transfers import Transfer
 from buttervolume.volumes import Volumes, parse_options
@@ -270,8 +270,11 @@ def create_app(
         return {"Purged": purged.deleted, "Err": purged.explain()}
 
     def set_job(body: Body) -> Answer:
-        schedule.apply(body.text("Name"), body.text("Action"), body.text("Timer"))
-        return {}
+        job = schedule.apply(body.text("Name"), body.text("Action"), body.text("Timer"))
+        # snapshots that were received are purged where there is no volume
+        if job is None or isinstance(job.task, Purge) or volumes.exists(job.volume):
+            return {}
+        return {"Warning": f"there is no volume {job.volume} yet"}
 
     def list_jobs(_: Body) -> Answer:
         contents = schedule.read()

@@ -1,5 +1,6 @@
 """The daemon's socket, as the command line uses it."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except PermissionError as error:
-        raise NoDaemon(f"{path}: permission denied; run this as root") from error
+        raise _not_allowed(path) from error
 
 
 class Client:
@@ -71,11 +72,7 @@ class Client:
                 session.trust_env = False
                 response = session.post(url, json=body, timeout=None)
         except requests.ConnectionError as error:
-            reason = _why_unreachable(path) or (
-                f"the connection was closed without an answer: is {self._config.volumes_path} "
-                "mounted? The daemon's log says more"
-            )
-            raise NoDaemon(f"{path}: {reason}") from error
+            raise _unreachable(path, self._config) from error
         try:
             answer = cast(dict[str, Any], json.loads(response.content))
             problem = str(answer["Err"])
@@ -86,10 +83,21 @@ class Client:
         return answer
 
 
-def _why_unreachable(path: Path) -> str | None:
-    """Why nobody can be reached at a socket, or None if somebody can."""
+def _unreachable(path: Path, config: Config) -> NoDaemon:
+    """Why a call at a socket had no answer, and what to do."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as probe:
         number = probe.connect_ex(os.fsencode(path))
-    return os.strerror(number) if number else None
+    if number == errno.EACCES:
+        return _not_allowed(path)
+    if number:
+        return NoDaemon(f"{path}: {os.strerror(number)}")
+    return NoDaemon(
+        f"{path}: the connection was closed without an answer",
+        f"is {config.volumes_path} mounted? The daemon's log says more",
+    )
+
+
+def _not_allowed(path: Path) -> NoDaemon:
+    return NoDaemon(f"{path}: permission denied", "run this as root")

@@ -121,7 +121,7 @@ def prepare_directories(config: Config) -> None:
         )
     for path in (config.volumes_path, config.snapshots_path):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise OperationFailed(f"make {path}", error) from error
 

@@ -142,7 +142,7 @@ class VolumeMounted(ButtervolumeError):
         self.name = name
         super().__init__(
             f"{name}: a container uses this volume and would go on writing to the old content, "
-            "which is deleted; stop it first, or force the restore"
+            "which is deleted; stop it first, or restore with --force"
         )
 
 
@@ -173,7 +173,7 @@ class NestedSubvolumes(ButtervolumeError):
         self.nested = tuple(nested)
         super().__init__(
             f"{name}: the subvolumes nested in this volume ({enumerated(self.nested)}) are in no "
-            "snapshot and would be deleted; move them away, or force the restore"
+            "snapshot and would be deleted; move them away, or restore with --force"
         )
 
 
@@ -233,7 +233,9 @@ class NotOnBtrfs(ButtervolumeError):
     """The daemon's directories are not on one BTRFS filesystem."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; to prepare one, run: buttervolume init --file")
+        super().__init__(
+            f"{problem}; mount one there, or make one in a file with: buttervolume init --file"
+        )
 
 
 class VolumesUnavailable(ButtervolumeError):
@@ -261,12 +263,14 @@ class AlreadyRunning(ButtervolumeError):
 class NoDaemon(ButtervolumeError):
     """No daemon answers where the command line expects one."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(
+        self,
+        reason: str,
+        advice: str = "start the daemon with 'buttervolume run', or the managed plugin with "
+        "'docker plugin enable'",
+    ) -> None:
         self.reason = reason
-        super().__init__(
-            f"{reason}. Start the daemon with 'buttervolume run', or the managed plugin with "
-            "'docker plugin enable'"
-        )
+        super().__init__(f"{reason}; {advice}")
 
 
 class BadPattern(ButtervolumeError):

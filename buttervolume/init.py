@@ -39,13 +39,13 @@ def initialize(config: Config, image: Path | None = None, size: str = DEFAULT_SI
     if image is None or _is_on_btrfs(home):
         if not _is_on_btrfs(home):
             raise NotOnBtrfs(f"{home} is not on a BTRFS filesystem")
-        said = [f"{home} is on BTRFS"]
+        said = [f"{home} is on BTRFS" + (f": {image} is not needed" if image else "")]
     else:
         said = _mount_image(image.absolute(), home, wanted)
     directories = [config.volumes_path, config.snapshots_path, home / "config", home / "ssh"]
     for path in directories:
         if not path.is_dir():
-            _make_directory(path, 0o700 if path.name == "ssh" else 0o755)
+            _make_directory(path, 0o755 if path.name == "config" else 0o700)
             said.append(f"made {path}")
     return said
 
@@ -93,7 +93,7 @@ def _mount_image(image: Path, home: Path, size: int) -> list[str]:
         said.append(f"{image} holds BTRFS already and is used as it is")
     else:
         _make_image(image, size)
-        said.append(f"made {image}, a sparse file of {size} bytes with a new BTRFS")
+        said.append(f"made {image}, a sparse file of {size >> 20} MiB with a new BTRFS")
     try:
         command.run(["mount", "-o", "loop", str(image), str(home)])
     except CommandFailed as error:

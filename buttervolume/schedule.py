@@ -206,9 +206,9 @@ class Schedule:
 
     # Changes
 
-    def apply(self, volume: str, action: str, timer: str) -> None:
+    def apply(self, volume: str, action: str, timer: str) -> Job | None:
         """Do what the API's Schedule asks for: a period in minutes makes a job or replaces it,
-        `0` or `delete` removes it, `pause` and `resume` switch it.
+        `0` or `delete` removes it, `pause` and `resume` switch it. Returns the job it has made.
 
         Raises BadName, BadJob, BadPattern, NoSuchJob, OperationFailed; nothing is changed then.
         """
@@ -226,6 +226,8 @@ class Schedule:
                 raise BadJob(f"{error}; or 0, delete, pause or resume") from error
             new = Job(volume, action, minutes, True, task)
             self._change(volume, action, lambda job: new, otherwise=new)
+            return new
+        return None
 
     def _change(
         self,

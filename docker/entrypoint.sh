@@ -81,8 +81,10 @@ serve_ssh() {
     done
 }
 
-serve_ssh & # its failures are in the log, and leave the volumes alone
 link_volumes
 mount --make-rprivate "$data"
 mount --rbind /host "$data"
+if [ "$(stat -f -c %T "$data")" = btrfs ]; then # else the ssh directory is not the one to write to
+    serve_ssh & # its failures are in the log, and leave the volumes alone
+fi
 exec tini -- buttervolume run

@@ -64,6 +64,8 @@ def test_it_makes_its_directories_and_the_one_for_the_socket(
         daemon.start()
         assert fresh.volumes.is_dir()
         assert fresh.snapshots.is_dir()
+        for path in (fresh.volumes, fresh.snapshots):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700, "it is nobody's but root's"
         daemon.call("Create", Name="db")
         daemon.stop()
     finally:

@@ -553,12 +553,17 @@ def test_the_life_of_a_job(plugin: Daemon, schedule: Path, remove: str) -> None:
     )
 
 
-def test_a_job_for_a_volume_that_is_still_to_come_is_accepted(
+def test_a_job_for_a_volume_that_is_still_to_come_is_accepted_with_a_warning(
     plugin: Daemon, schedule: Path
 ) -> None:
-    plugin.call("Schedule", Name="to come", Action="snapshot", Timer="60")
+    answer = plugin.call("Schedule", Name="to come", Action="snapshot", Timer="60")
 
     assert rows_of(schedule, "to come") == ["to come,snapshot,60"]
+    assert answer["Warning"] == "there is no volume to come yet"
+    for action, timer in (("snapshot", "pause"), ("snapshot", "delete"), ("purge:1h:1d", "60")):
+        assert "Warning" not in plugin.call(
+            "Schedule", Name="to come", Action=action, Timer=timer
+        ), "what is switched or removed needs no volume, nor does the purge of received snapshots"
 
 
 # What is asked for on the command line
@@ -575,7 +580,8 @@ def test_the_command_line(plugin: Daemon, schedule: Path) -> None:
         assert complaint == ""
         return [line for line in output.splitlines() if line.endswith((" cli", "cli (paused)"))]
 
-    assert say("schedule", "snapshot", "60", "cli") == ("", "")
+    warning = "buttervolume: warning: there is no volume cli yet\n"
+    assert say("schedule", "snapshot", "60", "cli") == ("", warning)
     assert say("schedule", "purge:2h:2h", "1440", "cli") == ("", "")
     assert say("schedule", "snapshot", "pause", "cli") == ("", "")
     assert listed() == ["snapshot 60 cli (paused)", "purge:2h:2h 1440 cli"]

@@ -53,6 +53,18 @@ def test_it_holds_the_modules_of_the_checkout_compiled(built: Built) -> None:
         assert int.from_bytes(compiled.read_bytes()[8:12], "little") == seconds, "it is out of date"
 
 
+def test_the_man_page_and_the_completion_come_with_it(built: Built) -> None:
+    """Both are made from the parser when the package is built."""
+    share = built.rootfs / "usr/local/share"
+    page = (share / "man/man1/buttervolume.1").read_text()
+    completion = (share / "bash-completion/completions/buttervolume").read_text()
+
+    assert re.search(r"^\.SH NAME\nbuttervolume \\- Docker volume plugin", page, re.M)
+    for command in ("snapshot", "restore", "purge", "schedule"):
+        assert f"buttervolume {command}" in page.replace("\\", "")
+        assert f"_shtab_buttervolume_{command}" in completion
+
+
 def test_building_again_replaces_it_and_touches_no_plugin(built: Built) -> None:
     stale = built.rootfs / "stale"
     stale.touch()

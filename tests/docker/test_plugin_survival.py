@@ -80,6 +80,36 @@ def test_a_container_outlives_dockerd_with_live_restore(peer: PluginHost) -> Non
     peer.docker("volume", "rm", "db")
 
 
+def test_volumes_of_a_daemon_on_the_host_become_the_plugin_s(plugin: PluginHost) -> None:
+    """As the manual says to do it; then Docker is started while the plugin does not run."""
+    plugin.disable("--force")
+    daemon = plugin.machine.start_daemon()
+    plugin.docker("volume", "create", "--driver=btrfs", "db")
+    plugin.start("writer", "db:/data")
+    plugin.wait_until_it_writes("writer")
+    assert plugin.docker("volume", "ls", "-q", "-f", "driver=btrfs").stdout == "db\n"
+    plugin.docker("rm", "--force", "writer")
+    daemon.stop()
+    plugin.dockerd.restart()
+    plugin.enable()
+
+    plugin.create("db")
+
+    assert plugin.listed() == ["db"]
+    plugin.start("writer", "db:/data")
+    plugin.wait_until_it_writes("writer")
+
+    plugin.docker("rm", "--force", "writer")
+    plugin.disable("--force")
+    plugin.dockerd.restart()
+    assert plugin.run("db:/data", "ls /data") == "", "Docker has forgotten whose it is"
+    plugin.enable()
+    assert plugin.inspect("db")["Driver"] == "local"
+    plugin.docker("volume", "rm", "db")
+    plugin.create("db")
+    assert plugin.run("db:/data", "ls /data") == "log\n"
+
+
 def test_everything_outlives_an_upgrade(plugin: PluginHost) -> None:
     """As the manual says to do it, after a crash, with a container running."""
     plugin.create("db")

@@ -79,7 +79,7 @@ def prepare(here: Machine, there: Machine, dockerd: Dockerd) -> None:
     here.run("sed", "-i", "s/^Host .*/& newhost/", "/root/.ssh/config")
     dockerd.busybox_image()
     dockerd.docker("tag", "busybox", "alpine")
-    for image in ("postgres", "nginx"):
+    for image in ("postgres:17", "nginx"):
         dockerd.image_with_files(image, {}, SERVICE)
     dockerd.docker("volume", "create", "-d", "btrfs", "web-data")
     dockerd.docker("run", "-d", "--name", "web", "-v", "web-data:/srv", "nginx")

@@ -746,7 +746,7 @@ def test_to_one_host_goes_one_transfer_at_a_time(stage: Stage) -> None:
     assert stage.doings.begun == ["replicate:host a", "replicate:host b"]
 
 
-Change = Callable[[Schedule], None]
+Change = Callable[[Schedule], object]
 CHANGES: dict[str, Change] = {
     "removed": lambda schedule: schedule.apply("b", "replicate:host", "0"),
     "paused": lambda schedule: schedule.apply("b", "replicate:host", "pause"),

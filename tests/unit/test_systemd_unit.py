@@ -10,7 +10,7 @@ def complaints(directory: Path, text: str) -> list[str]:
     """What systemd has to say of a unit with this text, whose program is installed."""
     unit = directory / UNIT.name
     unit.write_text(text.replace("/opt/buttervolume/bin/buttervolume", "/bin/true"))
-    argv = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    argv = ["systemd-analyze", "verify", str(unit)]
     verified = subprocess.run(argv, capture_output=True, text=True, check=True)
     return [line for line in verified.stderr.splitlines() if UNIT.name in line]
 
