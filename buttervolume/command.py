@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,16 +20,14 @@ _TICK = 0.2
 """Seconds between two looks at whether a long command is to be ended."""
 _GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL."""
-_IN_THE_BACKGROUND = ("nice", "-n", "10", "setpriv", "--pdeathsig", "SIGTERM", "--")
+_IN_THE_BACKGROUND = ("nice", "-n", "5", "setpriv", "--pdeathsig", "SIGTERM", "--")
 """Lets what needs the processor now, such as an answer to Docker, go before a long command, and has
 that end when this process dies, by SIGKILL too. The kernel looks at the thread that started it
 (PR_SET_PDEATHSIG in prctl(2)), and that one waits for it."""
 _NOTABLE = 1 << 16
 """Bytes: more than the keepalives of an ssh on which nothing else moves, in minutes."""
-_CHUNK = 1 << 20
-"""Bytes: what is read of a report at a time."""
 _PIPE_SIZE = 1 << 20
-"""Bytes: what a pipeline's pipe is asked to hold."""
+"""Bytes: the most that a pipe can hold, unless the administrator has allowed more (pipe(7))."""
 
 
 def environment() -> dict[str, str]:
@@ -156,8 +154,7 @@ class Process:
         """Wait for the end, and let the flow know meanwhile what has `moved`, in bytes. Raises
         Cancelled, or Stalled after `limit` seconds in which nothing worth mentioning did."""
         last_move, until_then = time.monotonic(), moved()
-        descriptor = os.pidfd_open(self.popen.pid)
-        try:
+        with _pidfd(self) as descriptor:
             while not _poll(descriptor, select.POLLIN):
                 flow.check()
                 by_now = flow.moved = max(flow.moved, moved())
@@ -166,8 +163,6 @@ class Process:
                 if time.monotonic() - last_move > limit:
                     raise Stalled(limit)
             flow.moved = max(flow.moved, moved())
-        finally:
-            os.close(descriptor)
         self.popen.wait()
 
     def failure(self) -> CommandFailed | None:
@@ -179,6 +174,22 @@ class Process:
 def _read(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
+
+
+@contextmanager
+def _pidfd(process: Process) -> Iterator[int]:
+    """A file that becomes readable when a process ends."""
+    descriptor = os.pidfd_open(process.popen.pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _enlarge(pipe: int) -> None:
+    """Let a pipe hold as much as pipes may."""
+    with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _poll(descriptor: int, events: int) -> int:
@@ -206,8 +217,7 @@ def pipe(
     out_of_pipe, into_pipe = os.pipe()
     with ExitStack() as stack:
         try:
-            with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
-                fcntl.fcntl(into_pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+            _enlarge(into_pipe)
             receiver = stack.enter_context(Process(sink, stdin=out_of_pipe))
             sender = stack.enter_context(Process(source, stdout=into_pipe))
         finally:  # else neither would learn of the other's end
@@ -224,19 +234,23 @@ def pipe(
 def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -> None:
     """Run a long command that reports on its output; raise CommandFailed, Cancelled.
 
-    That it comes to an end when nothing moves is left to the command.
+    It is looked at a few times a second only: rsync reports each of its files. That it comes to an
+    end when nothing moves is left to the command.
     """
     with Process(argv, stdout=PIPE) as process:
         assert process.popen.stdout is not None
-        descriptor = process.popen.stdout.fileno()
-        while True:
-            flow.check()
-            if _poll(descriptor, select.POLLIN):
-                output = os.read(descriptor, _CHUNK)
-                if not output:
-                    break
-                on_output(output)
-        process.wait(flow, float("inf"))
+        report = process.popen.stdout.fileno()
+        _enlarge(report)
+        os.set_blocking(report, False)
+        with _pidfd(process) as descriptor:
+            has_ended = False
+            while not has_ended:
+                flow.check()
+                has_ended = bool(_poll(descriptor, select.POLLIN))
+                with suppress(BlockingIOError):
+                    while output := os.read(report, _PIPE_SIZE):
+                        on_output(output)
+        process.popen.wait()
         failure = process.failure()
         if failure:
             raise failure

@@ -54,7 +54,7 @@ if [ -L "$1/$2" ]; then echo "a link"
 elif [ -e "$1/$2" ]; then btrfs subvolume show "$1/$2" || echo "no subvolume"; fi
 """
 _RECEIVE = """set -e
-nice -n 10 btrfs receive "$1" >&2
+nice -n 5 btrfs receive "$1" >&2
 btrfs subvolume show "$1/$2"
 """
 _DELETE = """shown=$(btrfs subvolume show "$1/$2" 2>/dev/null) || exit 0
