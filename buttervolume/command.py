@@ -157,7 +157,8 @@ class Process:
         with _pidfd(self) as descriptor:
             while not _poll(descriptor, select.POLLIN):
                 flow.check()
-                by_now = flow.moved = max(flow.moved, moved())
+                by_now = moved()
+                flow.moved = max(flow.moved, by_now)
                 if by_now >= until_then + _NOTABLE:
                     last_move, until_then = time.monotonic(), by_now
                 if time.monotonic() - last_move > limit:

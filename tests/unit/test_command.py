@@ -193,6 +193,15 @@ def test_a_pipeline_that_moves_is_never_ended_for_taking_long(tmp_path: Path) ->
     assert time.monotonic() - started > 1
 
 
+def test_a_second_try_moves_though_it_has_not_come_as_far_as_the_first(tmp_path: Path) -> None:
+    flow = Flow()
+    flow.moved = 10_000_000
+    slow = "for i in 1 2 3 4 5 6; do head -c 100000 /dev/zero; sleep 0.25; done"
+    sink = ["tee", str(tmp_path / "out")]
+    assert len(pipe(sh(slow), sink, flow, stall=1, moved=size_of(tmp_path / "out"))) == 600_000
+    assert flow.moved == 10_000_000
+
+
 def test_a_trickle_as_of_keepalives_is_no_movement(tmp_path: Path) -> None:
     trickle = sh("while :; do echo alive; sleep 0.1; done")
     with pytest.raises(Stalled):
