@@ -19,7 +19,8 @@ def restart(plugin: PluginHost) -> None:
 
 
 def wait_until_it_listens(plugin: PluginHost, port: int = SSH_PORT) -> None:
-    wait_until(lambda: plugin.listens(port), what=f"sshd to listen on port {port}")
+    # the entrypoint looks every 5 seconds whether it can start one
+    wait_until(lambda: plugin.listens(port), 30, f"sshd to listen on port {port}")
 
 
 def ssh_files(plugin: PluginHost) -> dict[str, str]:
@@ -52,7 +53,7 @@ def test_sshd_is_started_again_when_it_dies(plugin: PluginHost) -> None:
     killed = plugin.processes("sshd")
     plugin.inside("sh", "-c", f"kill -KILL {' '.join(killed)}")
 
-    wait_until(lambda: plugin.processes("sshd") not in ([], killed), what="another sshd")
+    wait_until(lambda: plugin.processes("sshd") not in ([], killed), 30, "another sshd")
     wait_until_it_listens(plugin)
 
 
