@@ -71,7 +71,7 @@ class Client:
             with requests_unixsocket.Session() as session:
                 session.trust_env = False
                 response = session.post(url, json=body, timeout=None)
-        except requests.ConnectionError as error:
+        except requests.RequestException as error:
             raise _unreachable(path, self._config) from error
         try:
             answer = cast(dict[str, Any], json.loads(response.content))

@@ -45,8 +45,8 @@ def run(argv: Sequence[str]) -> str:
     (see `daemon.lock`): a daemon started anew waits until a command that a killed one left behind
     has ended.
     """
-    with _memory_file() as stdout, _memory_file() as stderr:
-        try:
+    try:
+        with _memory_file() as stdout, _memory_file() as stderr:
             pid = os.posix_spawnp(
                 argv[0],
                 list(argv),
@@ -58,13 +58,13 @@ def run(argv: Sequence[str]) -> str:
                 ],
                 setsigdef=[signal.SIGPIPE],  # which Python ignores, and programs don't expect to
             )
-        except OSError as error:
-            why = f"{argv[0]}: {error.strerror} (it may not be installed)"
-            raise CommandFailed(argv, 127, why) from error
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status != 0:
-            raise CommandFailed(argv, status, _read(stderr))
-        return _read(stdout)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if status != 0:
+                raise CommandFailed(argv, status, _read(stderr))
+            return _read(stdout)
+    except OSError as error:
+        hint = " (it may not be installed)" if isinstance(error, FileNotFoundError) else ""
+        raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}{hint}") from error
 
 
 def _memory_file() -> IO[bytes]:

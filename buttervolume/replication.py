@@ -40,6 +40,10 @@ STALL = 300.0
 _RSYNC_VANISHED = 24
 """Exit status: some files were removed there while rsync worked (rsync(1)); nothing is missing."""
 
+_CLEAN_UP_LIMIT = 60.0
+"""Seconds for each step of removing a partial copy after a failure; the next try does what takes
+longer."""
+
 _SENDING = "sending"
 """The phase of a transfer in which a failure leaves a partial copy."""
 
@@ -144,13 +148,16 @@ def parse_look(output: str) -> There:
     """Understand the answer of a look. Raises ValueError."""
     _, _, answer = output.partition("versions:\n")  # after what a start-up file may have printed
     lists, _, copy = answer.partition("\ncopy:\n")
-    version, feature, *subvolumes = lists.splitlines()
+    feature = re.search(r"^\d+$", lists, re.MULTILINE)
+    if not feature:
+        raise ValueError("there is no version of the stream")
+    version, subvolumes = lists[: feature.start()], lists[feature.end() :]
     identities = set()
-    for line in subvolumes:
+    for line in subvolumes.splitlines():
         found = re.search(r"received_uuid (\S+)\s+uuid (\S+)", line)
         if found:
             identities |= {UUID(text) for text in found.groups() if text != "-"}
-    return There(frozenset(identities), copy, stream_version(version, feature))
+    return There(frozenset(identities), copy, stream_version(version, feature[0]))
 
 
 class Replication:
@@ -374,8 +381,9 @@ class Replication:
         """Remove the partial copy that a failed send has left, if the host answers; if not, that
         is done before the next try. Nothing else is ever removed there."""
         flow = Flow()  # the transfer's own may be cancelled
+        limit = min(self._stall, _CLEAN_UP_LIMIT)
         try:
-            with ssh.connect(host, self._port, flow, self._stall) as connection:
+            with ssh.connect(host, self._port, flow, limit) as connection:
                 there = self._look(name, connection, flow)
                 expected = identity(btrfs.info(self._snapshots.path / str(name)))
                 if judge_copy(there.copy, expected) is Copy.PARTIAL:

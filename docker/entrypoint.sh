@@ -74,10 +74,12 @@ serve_ssh() {
     for key in "$PWD"/ssh_host_*_key; do
         set -- "$@" -h "$key"
     done
+    pause=5
     while :; do
         /usr/sbin/sshd "$@" || true
-        echo "sshd has ended; it is started again in 5 seconds" >&2
-        sleep 5
+        echo "sshd has ended; it is started again in $pause seconds" >&2
+        sleep "$pause"
+        [ "$pause" -ge 300 ] || pause=$((pause * 2))
     done
 }
 

@@ -99,6 +99,11 @@ def test_a_look_at_a_host_that_has_nothing() -> None:
     assert (there.identities, there.copy, there.stream_version) == (frozenset(), "", 1)
 
 
+def test_a_look_at_debian_13_whose_version_has_two_lines() -> None:
+    there = parse_look("versions:\nbtrfs-progs v6.14\n-EXPERIMENTAL +LZO\n3\ncopy:\n")
+    assert there.stream_version == 2
+
+
 @pytest.mark.parametrize(
     "noise", ["Welcome!\n", "no end of line", "copy:\nversions\nbtrfs-progs v9\n"]
 )
@@ -108,7 +113,7 @@ def test_what_a_start_up_file_prints_is_passed_over(noise: str) -> None:
 
 @pytest.mark.parametrize("output", ["", "Welcome!\n", "versions:\n", "versions:\nbtrfs-progs v6\n"])
 def test_an_answer_that_breaks_off_is_none(output: str) -> None:
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(ValueError, match="no version"):
         parse_look(output)
 
 
