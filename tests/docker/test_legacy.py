@@ -24,13 +24,13 @@ def test_a_new_volume_is_a_subvolume_that_docker_knows_all_about(host: Host) -> 
     assert host.listed() == ["db"]
     seen = host.inspect("db")
     assert earliest <= datetime.fromisoformat(seen.pop("CreatedAt")) <= datetime.now(UTC)
+    assert not seen.pop("Options")  # {}, or null in later versions of Docker
     assert seen == {
         "Name": "db",
         "Driver": "btrfs",
         "Mountpoint": f"{VOLUMES}/db",
         "Scope": "local",
         "Labels": {"keep": "me"},
-        "Options": {},
         "Status": {"CopyOnWrite": False, "Snapshots": 0, "LastSnapshot": None},
     }
 
@@ -82,7 +82,7 @@ def test_options_decide_how_the_files_of_containers_are_written(
         assert ("C" in letters) is not copy_on_write
         assert compression_of(host.path(path)) == compression
     seen = host.inspect("db")
-    assert seen["Options"] == dict(option.split("=") for option in options)
+    assert (seen["Options"] or {}) == dict(option.split("=") for option in options)
     assert seen["Status"]["CopyOnWrite"] is copy_on_write
 
 
