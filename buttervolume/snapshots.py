@@ -221,8 +221,7 @@ class Snapshots:
         source = self._volumes.mountpoint(volume)
         name = str(self._free_name(volume))
         try:
-            left_out = tuple(inner.path for inner in btrfs.nested(source))
-            btrfs.snapshot(source, self.path / name, readonly=True)
+            left_out = _copy(source, self.path / name, readonly=True)
         except (CommandFailed, OSError) as error:
             raise OperationFailed(f"snapshot volume {volume}", error) from error
         return Taken(name, left_out)
@@ -307,8 +306,7 @@ class Snapshots:
         target's mutex is held."""
         with self._volumes.workshop(purpose) as path:
             try:
-                left_out = tuple(inner.path for inner in btrfs.nested(source))
-                btrfs.snapshot(source, path, readonly=False)
+                left_out = _copy(source, path, readonly=False)
                 self._volumes.publish(path, target)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"{purpose} to volume {target}", error) from error
@@ -360,6 +358,13 @@ class Snapshots:
             attempt = f"restore volume {volume} ({backup} is a backup)"
             raise OperationFailed(attempt, error) from error
         return backup
+
+
+def _copy(source: Path, target: Path, *, readonly: bool) -> tuple[str, ...]:
+    """Snapshot a subvolume, and return the ones nested in it, which are empty in the snapshot."""
+    left_out = tuple(inner.path for inner in btrfs.nested(source))
+    btrfs.snapshot(source, target, readonly=readonly)
+    return left_out
 
 
 def _by_volume_and_moment(snapshot: Snapshot) -> tuple[str, datetime, str, str]:
