@@ -68,7 +68,7 @@ command -v docker >/dev/null || install_packages docker.io ||
     echo "run.sh: warning: Docker is not installed, or not wholly" >&2
 
 rm -rf build # setuptools would install modules from there that the sources have no more
-make_venv .venv "$(echo setup.py pyproject.toml README.rst buttervolume/*.py)" .
+make_venv .venv "$(echo setup.py pyproject.toml README.rst $(find buttervolume -name "*.py"))" .
 
 grep -qw btrfs /proc/filesystems || modprobe btrfs ||
     die "this kernel has no BTRFS: 'modprobe btrfs' failed"

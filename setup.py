@@ -6,7 +6,7 @@ The tools are configured in pyproject.toml.
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ class BuildWithDocuments(build_py):
         from argparse_manpage.manpage import Manpage
 
         sys.path.insert(0, str(HERE))
-        from buttervolume.parser import build_parser
+        from buttervolume.cli.parser import build_parser
 
         (HERE / MAN_PAGE).parent.mkdir(parents=True, exist_ok=True)
         page = Manpage(build_parser())
@@ -50,7 +50,7 @@ setup(
         "Topic :: System :: Archiving :: Backup",
         "Topic :: System :: Filesystems",
     ],
-    packages=["buttervolume"],
+    packages=find_packages(include=["buttervolume*"]),
     python_requires=">=3.11",
     install_requires=[
         "flask>=2.2",
@@ -72,7 +72,7 @@ setup(
             "types-waitress",
         ],
     },
-    entry_points={"console_scripts": ["buttervolume = buttervolume.cli:main"]},
+    entry_points={"console_scripts": ["buttervolume = buttervolume.cli.main:main"]},
     cmdclass={"build_py": BuildWithDocuments},
     data_files=[
         ("share/man/man1", [MAN_PAGE]),

@@ -2,6 +2,6 @@
 
 import sys
 
-from buttervolume.cli import main
+from buttervolume.cli.main import main
 
 sys.exit(main())

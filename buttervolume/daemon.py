@@ -17,16 +17,20 @@ from typing import Any
 from waitress.channel import ClientDisconnected
 from waitress.server import create_server
 
-from buttervolume import btrfs
-from buttervolume.api import NoAnswer, create_app
+from buttervolume.api import driver, management
+from buttervolume.api.http import NoAnswer, create_app
 from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
-from buttervolume.replication import Replication
-from buttervolume.schedule import Schedule
-from buttervolume.scheduler import Scheduler
-from buttervolume.snapshots import Snapshots
-from buttervolume.transfers import Transfers
-from buttervolume.volumes import LOCK_NAME, Volumes
+from buttervolume.hosts.replication import Replication
+from buttervolume.hosts.transfers import Transfers
+from buttervolume.jobs.schedule import Schedule
+from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.services import Services
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.contents import Contents
+from buttervolume.store.snapshots import Snapshots
+from buttervolume.store.volumes import LOCK_NAME, Volumes
+from buttervolume.system import btrfs
 
 THREADS = 32
 CONNECTIONS = 4096
@@ -50,13 +54,25 @@ def run(config: Config) -> None:
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         volumes.sweep()
-        snapshots = Snapshots(config.snapshots_path, volumes, config.dtformat)
+        catalog = Catalog(config.snapshots_path, config.dtformat, volumes.check_available)
+        snapshots = Snapshots(catalog, volumes)
         transfers = Transfers()
-        replication = Replication(volumes, snapshots, port=config.ssh_port, transfers=transfers)
-        schedule = Schedule(config.schedule)
+        replication = Replication(
+            volumes, catalog, snapshots, port=config.ssh_port, transfers=transfers
+        )
+        services = Services(
+            volumes=volumes,
+            catalog=catalog,
+            snapshots=snapshots,
+            contents=Contents(volumes, catalog, snapshots),
+            transfers=transfers,
+            replication=replication,
+            schedule=Schedule(config.schedule),
+        )
         state = Path(f"{config.schedule}.state.json")
-        scheduler = Scheduler(schedule, snapshots, replication, state, config.timer)
-        server = Server(create_app(volumes, snapshots, replication, schedule, THREADS // 4))
+        scheduler = Scheduler(services.schedule, snapshots, replication, state, config.timer)
+        endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS)
+        server = Server(create_app(services, endpoints, THREADS // 4))
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
         scheduler.start()

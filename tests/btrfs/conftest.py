@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume.snapshots import Snapshots
-from buttervolume.volumes import Volumes
-from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, Shim, Store
+from tests.btrfs.harness import Daemon, Place, Shim, Store
 from tests.support.filesystem import loop_btrfs
 
 PLACES = count(1)
@@ -38,8 +36,7 @@ def module_place(filesystem: Path) -> Place:
 @pytest.fixture
 def store(place: Place) -> Store:
     """Volumes and snapshots without a daemon."""
-    volumes = Volumes(place.volumes)
-    return Store(place, volumes, Snapshots(place.snapshots, volumes, DATE_FORMAT))
+    return Store.make(place)
 
 
 @pytest.fixture

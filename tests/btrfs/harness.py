@@ -10,13 +10,16 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from buttervolume.snapshots import Snapshots
-from buttervolume.volumes import Volumes
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.contents import Contents
+from buttervolume.store.snapshots import Snapshots
+from buttervolume.store.volumes import Volumes
 from tests.support.wait import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,7 +110,21 @@ class Store:
 
     place: Place
     volumes: Volumes
+    catalog: Catalog
     snapshots: Snapshots
+    contents: Contents
+
+    @classmethod
+    def make(
+        cls,
+        place: Place,
+        date_format: str = DATE_FORMAT,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> Self:
+        volumes = Volumes(place.volumes)
+        catalog = Catalog(place.snapshots, date_format, volumes.check_available)
+        snapshots = Snapshots(catalog, volumes, now)
+        return cls(place, volumes, catalog, snapshots, Contents(volumes, catalog, snapshots))
 
 
 class NoAnswer(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume.init import CannotInitialize, parse_size
+from buttervolume.cli.init import CannotInitialize, parse_size
 from tests.btrfs.harness import BTRFS, REPOSITORY, Place, cli, entries, environment, put
 from tests.support.filesystem import make_image, make_loop_node
 from tests.support.namespaces import Namespaces

@@ -4,7 +4,7 @@ import pytest
 
 from buttervolume.errors import NotAVolume
 from buttervolume.names import parse_snapshot
-from buttervolume.volumes import Options
+from buttervolume.store.options import Options
 from tests.btrfs.harness import Store
 
 
@@ -16,7 +16,7 @@ def test_the_newest_marker_of_a_host_replaces_the_older_ones(store: Store) -> No
 
     store.snapshots.mark_sent(second, "beta")
 
-    markers = {str(s.name) for s in store.snapshots.list("db").snapshots if s.name.is_marker}
+    markers = {str(s.name) for s in store.catalog.list("db").snapshots if s.name.is_marker}
     assert markers == {f"{first}@gamma", f"{second}@beta"}
 
 

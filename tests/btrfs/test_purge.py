@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume import btrfs as kernel
 from buttervolume.errors import BadName, NoSuchVolume
-from buttervolume.retention import parse_pattern
-from buttervolume.snapshots import Purged, Snapshots
+from buttervolume.store.retention import parse_pattern
+from buttervolume.store.snapshots import Purged, Snapshots
+from buttervolume.system import btrfs as kernel
 from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, Shim, Store, btrfs, subvolume
 
 NOON = datetime(2026, 5, 6, 12)
@@ -48,7 +48,7 @@ def make(place: Place, names: list[str]) -> list[str]:
 
 def purge(store: Store, pattern: str, volume: str = "db") -> Purged:
     """Purge at noon."""
-    snapshots = Snapshots(store.place.snapshots, store.volumes, DATE_FORMAT, lambda: NOON)
+    snapshots = Snapshots(store.catalog, store.volumes, lambda: NOON)
     snapshots.in_transfer = store.snapshots.in_transfer
     return snapshots.purge(volume, parse_pattern(pattern))
 

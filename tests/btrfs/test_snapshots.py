@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume import btrfs as kernel
-from buttervolume import files
 from buttervolume.errors import (
     BadName,
     ButtervolumeError,
@@ -29,8 +27,9 @@ from buttervolume.errors import (
     VolumeExists,
     VolumeMounted,
 )
-from buttervolume.snapshots import Snapshots
-from buttervolume.volumes import Options
+from buttervolume.store.options import Options
+from buttervolume.system import btrfs as kernel
+from buttervolume.system import files
 from tests.btrfs.harness import DATE_FORMAT, Store, btrfs, is_readonly, put, subvolume
 from tests.support.wait import wait_until
 
@@ -57,12 +56,12 @@ def snapshot_by_hand(store: Store, name: str, text: str, *, readonly: bool = Tru
     return path
 
 
-def with_clock(store: Store, now: Callable[[], datetime], date_format: str) -> Snapshots:
-    return Snapshots(store.place.snapshots, store.volumes, date_format, now)
+def with_clock(store: Store, now: Callable[[], datetime], date_format: str) -> Store:
+    return Store.make(store.place, date_format, now)
 
 
 def listed(store: Store, name: str | None = None) -> list[str]:
-    return [str(snapshot.name) for snapshot in store.snapshots.list(name).snapshots]
+    return [str(snapshot.name) for snapshot in store.catalog.list(name).snapshots]
 
 
 # Taking
@@ -85,7 +84,7 @@ def test_a_snapshot_is_read_only_and_named_by_its_moment(store: Store) -> None:
 
 def test_two_in_one_tick_get_two_names_the_later_one_the_next_tick(store: Store) -> None:
     volume(store, "db", "")
-    snapshots = with_clock(store, lambda: NOON, "%Y-%m-%dT%H:%M:%S")
+    snapshots = with_clock(store, lambda: NOON, "%Y-%m-%dT%H:%M:%S").snapshots
 
     names = [snapshots.take("db").name for _ in range(3)]
 
@@ -95,7 +94,7 @@ def test_two_in_one_tick_get_two_names_the_later_one_the_next_tick(store: Store)
 
 def test_two_in_one_microsecond_get_two_names(store: Store) -> None:
     volume(store, "db", "")
-    snapshots = with_clock(store, lambda: NOON, DATE_FORMAT)
+    snapshots = with_clock(store, lambda: NOON, DATE_FORMAT).snapshots
 
     names = [snapshots.take("db").name for _ in range(2)]
 
@@ -104,7 +103,7 @@ def test_two_in_one_microsecond_get_two_names(store: Store) -> None:
 
 def test_many_at_once_of_one_volume_all_get_names(store: Store) -> None:
     volume(store, "db", "")
-    snapshots = with_clock(store, lambda: NOON, "%Y%m%d%H%M%S")
+    snapshots = with_clock(store, lambda: NOON, "%Y%m%d%H%M%S").snapshots
 
     with ThreadPoolExecutor(20) as pool:
         names = {f.result().name for f in [pool.submit(snapshots.take, "db") for _ in range(20)]}
@@ -122,7 +121,7 @@ def test_a_name_that_anything_has_is_not_taken(store: Store, kind: str) -> None:
     volume(store, "db", "")
     put(store.place.snapshots / "db@2026-05-06T12:00:00", kind)
 
-    taken = with_clock(store, lambda: NOON, "%Y-%m-%dT%H:%M:%S").take("db")
+    taken = with_clock(store, lambda: NOON, "%Y-%m-%dT%H:%M:%S").snapshots.take("db")
 
     assert taken.name == "db@2026-05-06T12:00:01"
 
@@ -178,9 +177,9 @@ def test_the_list_is_sorted_by_volume_then_date_not_by_text(store: Store) -> Non
         snapshot_by_hand(store, f"db@{date}", "")
         snapshot_by_hand(store, f"a@{date}", "")
     snapshot_by_hand(store, f"db@{dates[1]}@nas", "")
-    snapshots = with_clock(store, datetime.now, date_format)
+    catalog = with_clock(store, datetime.now, date_format).catalog
 
-    names = [str(snapshot.name) for snapshot in snapshots.list().snapshots]
+    names = [str(snapshot.name) for snapshot in catalog.list().snapshots]
 
     assert names == [
         *(f"a@{date}" for date in dates),
@@ -204,11 +203,11 @@ def test_only_read_only_subvolumes_with_good_names_are_listed(store: Store) -> N
     (store.place.snapshots / "db@2026-01-06T00:00:00.000000").symlink_to(good)
     (store.place.snapshots / "db@2026-01-07T00:00:00.000000").symlink_to("nowhere")
 
-    listing = store.snapshots.list()
+    listing = store.catalog.list()
 
     assert [str(snapshot.name) for snapshot in listing.snapshots] == [foreign.name, good.name]
     assert [str(name) for name in listing.incomplete] == ["db@2026-01-02T00:00:00.000000"]
-    assert store.snapshots.summary("db").count == 2
+    assert store.catalog.summary("db").count == 2
 
 
 def test_the_list_of_one_volume_holds_no_other(store: Store) -> None:
@@ -219,7 +218,7 @@ def test_the_list_of_one_volume_holds_no_other(store: Store) -> None:
     assert listed(store, "my db") == ["my db@1"]
     assert listed(store, "unknown") == []
     with pytest.raises(BadName):
-        store.snapshots.list("../volumes")
+        store.catalog.list("../volumes")
 
 
 def test_what_others_do_in_the_directory_shows_at_once(store: Store) -> None:
@@ -227,10 +226,10 @@ def test_what_others_do_in_the_directory_shows_at_once(store: Store) -> None:
     for _ in range(30):
         name = store.snapshots.take("db").name
         assert listed(store) == [name]
-        assert store.snapshots.summary("db").latest == name
+        assert store.catalog.summary("db").latest == name
         btrfs("subvolume", "delete", store.place.snapshots / name)
         assert listed(store) == []
-        assert store.snapshots.summary("db").count == 0
+        assert store.catalog.summary("db").count == 0
 
 
 def test_a_copy_shows_when_it_is_complete(store: Store) -> None:
@@ -252,11 +251,11 @@ def test_the_summary_counts_no_markers_and_knows_the_latest_by_date(store: Store
     snapshot_by_hand(store, "db@2027-01-02T00:00:00.000000@nas", "")
     snapshot_by_hand(store, "other@2026-01-11T00:00:00.000000", "")
 
-    summary = store.snapshots.summary("db")
+    summary = store.catalog.summary("db")
 
     assert (summary.count, summary.latest) == (3, "db@2026-01-10T00:00:00.000000")
-    assert store.snapshots.summary("unknown").latest is None
-    assert store.snapshots.summary("unknown").count == 0
+    assert store.catalog.summary("unknown").latest is None
+    assert store.catalog.summary("unknown").count == 0
 
 
 # Restoring
@@ -269,7 +268,7 @@ def test_a_restored_volume_holds_what_the_snapshot_held_and_a_backup_the_rest(
     snapshot = store.snapshots.take("db").name
     (path / "file").write_text("new")
 
-    backup = store.snapshots.restore(snapshot)
+    backup = store.contents.restore(snapshot)
 
     assert backup is not None
     assert content(store, "db") == "old"
@@ -286,9 +285,9 @@ def test_restoring_the_backup_undoes_a_restore(store: Store) -> None:
     snapshot = store.snapshots.take("db").name
     (path / "file").write_text("new")
 
-    backup = store.snapshots.restore(snapshot)
+    backup = store.contents.restore(snapshot)
     assert backup is not None
-    store.snapshots.restore(backup)
+    store.contents.restore(backup)
 
     assert content(store, "db") == "new"
 
@@ -297,7 +296,7 @@ def test_a_restored_volume_keeps_its_options(store: Store) -> None:
     path = volume(store, "db", "old")
     store.snapshots.take("db")
 
-    store.snapshots.restore("db")
+    store.contents.restore("db")
 
     assert not kernel.copy_on_write(path)
 
@@ -327,7 +326,7 @@ def test_at_no_moment_of_a_restore_is_the_volume_missing_or_mixed(store: Store) 
     watcher.start()
     try:
         for _ in range(20):
-            store.snapshots.restore(snapshot)
+            store.contents.restore(snapshot)
             assert path.is_dir()
     finally:
         done.set()
@@ -343,7 +342,7 @@ def test_a_volume_name_restores_its_latest_snapshot_by_date_not_by_name(store: S
     snapshot_by_hand(store, "db@01.02.2026 00-00-00", "latest")
     snapshot_by_hand(store, "db@02.01.2026 00-00-00", "older")
 
-    with_clock(store, datetime.now, date_format).restore("db")
+    with_clock(store, datetime.now, date_format).contents.restore("db")
 
     assert content(store, "db") == "latest"
 
@@ -361,7 +360,7 @@ def test_the_latest_is_neither_of_a_foreign_format_nor_incomplete_nor_of_another
     (store.place.snapshots / "db@2026-01-05T00:00:00.000000").mkdir()
     (store.place.snapshots / "db@2026-01-06T00:00:00.000000").symlink_to("db@zzzz")
 
-    store.snapshots.restore("db")
+    store.contents.restore("db")
 
     assert content(store, "db") == "right"
 
@@ -373,9 +372,9 @@ def test_a_marker_stands_in_for_its_snapshot_only_when_that_is_gone(store: Store
     snapshot_by_hand(store, f"{date}@nas", "marker")
     original = snapshot_by_hand(store, date, "original")
 
-    store.snapshots.restore("db", "first")
+    store.contents.restore("db", "first")
     btrfs("subvolume", "delete", original)
-    store.snapshots.restore("db", "second")
+    store.contents.restore("db", "second")
 
     assert (content(store, "first"), content(store, "second")) == ("original", "marker")
 
@@ -385,7 +384,7 @@ def test_a_snapshot_of_the_future_is_the_latest_and_backups_still_work(store: St
     future = (datetime.now() + timedelta(days=400)).strftime(DATE_FORMAT)
     snapshot_by_hand(store, f"db@{future}", "future")
 
-    backup = store.snapshots.restore("db")
+    backup = store.contents.restore("db")
 
     assert content(store, "db") == "future"
     assert backup is not None
@@ -396,7 +395,7 @@ def test_one_of_a_foreign_format_is_restored_by_its_name(store: Store) -> None:
     volume(store, "db", "now")
     snapshot_by_hand(store, "db@last summer", "old")
 
-    store.snapshots.restore("db@last summer")
+    store.contents.restore("db@last summer")
 
     assert content(store, "db") == "old"
 
@@ -408,9 +407,9 @@ def test_a_volume_without_a_usable_snapshot_is_not_restored(store: Store) -> Non
     before = store.place.tree()
 
     with pytest.raises(NoSnapshots, match=r"^db: there is no snapshot of this volume$"):
-        store.snapshots.restore("db")
+        store.contents.restore("db")
     with pytest.raises(NoSuchSnapshot, match=r"^db@2026: no such snapshot$"):
-        store.snapshots.restore("db@2026")
+        store.contents.restore("db@2026")
 
     assert store.place.tree() == before
 
@@ -420,9 +419,9 @@ def test_an_incomplete_copy_is_not_restored(store: Store) -> None:
     snapshot_by_hand(store, "db@2026-01-01T00:00:00.000000", "half", readonly=False)
 
     with pytest.raises(IncompleteSnapshot, match="incomplete"):
-        store.snapshots.restore("db@2026-01-01T00:00:00.000000", force=True)
+        store.contents.restore("db@2026-01-01T00:00:00.000000", force=True)
     with pytest.raises(NoSnapshots):
-        store.snapshots.restore("db", force=True)
+        store.contents.restore("db", force=True)
 
     assert content(store, "db") == "now"
 
@@ -432,7 +431,7 @@ def test_a_volume_that_is_gone_comes_back_from_its_snapshot(store: Store) -> Non
     store.snapshots.take("db")
     store.volumes.remove("db")
 
-    assert store.snapshots.restore("db") is None
+    assert store.contents.restore("db") is None
 
     assert content(store, "db") == "old"
     assert not is_readonly(store.volumes.mountpoint("db"))
@@ -441,7 +440,7 @@ def test_a_volume_that_is_gone_comes_back_from_its_snapshot(store: Store) -> Non
 def test_even_an_oddly_named_volume_that_is_gone_comes_back(store: Store) -> None:
     snapshot_by_hand(store, "my old volume@2026-01-01T00:00:00.000000", "old")
 
-    store.snapshots.restore("my old volume")
+    store.contents.restore("my old volume")
 
     assert content(store, "my old volume") == "old"
 
@@ -452,8 +451,8 @@ def test_another_target_is_made_or_replaced_and_the_volume_itself_stays(store: S
     (path / "file").write_text("new")
     volume(store, "existing", "precious")
 
-    assert store.snapshots.restore(snapshot, "copy") is None
-    backup = store.snapshots.restore(snapshot, "existing")
+    assert store.contents.restore(snapshot, "copy") is None
+    backup = store.contents.restore(snapshot, "existing")
 
     assert content(store, "db") == "new"
     assert content(store, "copy") == content(store, "existing") == "old"
@@ -468,8 +467,8 @@ def test_an_oddly_named_target_must_exist_already(store: Store) -> None:
     subvolume(store.place.volumes / "my old volume", {"file": "new"})
 
     with pytest.raises(BadName, match="new volume"):
-        store.snapshots.restore("db", "another odd one")
-    store.snapshots.restore("db", "my old volume")
+        store.contents.restore("db", "another odd one")
+    store.contents.restore("db", "my old volume")
 
     assert content(store, "my old volume") == "old"
     assert [name for name, _ in store.volumes.list()] == ["db", "my old volume"]
@@ -484,9 +483,9 @@ def test_no_target_leads_out_of_the_volumes(store: Store, target: str) -> None:
     before = store.place.tree()
 
     asks: list[Callable[[], object]] = [
-        lambda: store.snapshots.restore(snapshot, target, force=True),
-        lambda: store.snapshots.restore("db", target, force=True),
-        lambda: store.snapshots.clone("db", target),
+        lambda: store.contents.restore(snapshot, target, force=True),
+        lambda: store.contents.restore("db", target, force=True),
+        lambda: store.contents.clone("db", target),
     ]
     for ask in asks:
         with pytest.raises(BadName):
@@ -504,8 +503,8 @@ def test_what_stands_in_the_way_of_a_target_stays(store: Store, kind: str) -> No
     before = store.place.tree()
 
     asks: list[Callable[[], object]] = [
-        lambda: store.snapshots.restore(snapshot, "target", force=True),
-        lambda: store.snapshots.clone("db", "target"),
+        lambda: store.contents.restore(snapshot, "target", force=True),
+        lambda: store.contents.clone("db", "target"),
     ]
     for ask in asks:
         with pytest.raises(NotAVolume, match=str(obstacle)):
@@ -521,11 +520,11 @@ def test_a_mounted_volume_is_replaced_only_by_force(store: Store) -> None:
     store.volumes.remember_mount("db", "container")
 
     with pytest.raises(VolumeMounted, match="force"):
-        store.snapshots.restore("db")
+        store.contents.restore("db")
     assert content(store, "db") == "new"
     assert len(listed(store)) == 1, "and no backup is made"
 
-    store.snapshots.restore("db", force=True)
+    store.contents.restore("db", force=True)
     assert content(store, "db") == "old"
 
 
@@ -536,11 +535,11 @@ def test_a_volume_with_nested_subvolumes_is_replaced_only_by_force(store: Store)
     subvolume(path / "nested", {"file": "in no snapshot"})
 
     with pytest.raises(NestedSubvolumes, match="nested"):
-        store.snapshots.restore("db")
+        store.contents.restore("db")
     assert (path / "nested/file").read_text() == "in no snapshot"
     assert len(listed(store)) == 1
 
-    store.snapshots.restore("db", force=True)
+    store.contents.restore("db", force=True)
     assert content(store, "db") == "old"
     assert store.place.own_names() == []
 
@@ -553,7 +552,7 @@ def test_a_volume_that_is_synchronized_is_replaced_not_even_by_force(store: Stor
     with store.volumes.synchronized.hold("db"):
         for force in (False, True):
             with pytest.raises(VolumeBusy):
-                store.snapshots.restore("db", force=force)
+                store.contents.restore("db", force=force)
 
     assert content(store, "db") == "new"
 
@@ -581,7 +580,7 @@ def test_a_restore_that_fails_anywhere_loses_nothing(
         monkeypatch.setattr(files, "exchange" if step == "exchange" else "sync_directory", fail)
 
     with pytest.raises(OperationFailed, match=r"db.*No space left on device"):
-        store.snapshots.restore(snapshot)
+        store.contents.restore(snapshot)
 
     monkeypatch.undo()
     assert content(store, "db") in ("old", "new")
@@ -599,7 +598,7 @@ def test_restores_at_once_each_make_their_backup(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         backups = [
             future.result()
-            for future in [pool.submit(store.snapshots.restore, snapshot) for _ in range(8)]
+            for future in [pool.submit(store.contents.restore, snapshot) for _ in range(8)]
         ]
 
     assert len(set(backups)) == 8
@@ -614,7 +613,7 @@ def test_restores_at_once_each_make_their_backup(store: Store) -> None:
 def test_a_clone_has_the_content_and_a_life_of_its_own(store: Store) -> None:
     path = volume(store, "db", "old")
 
-    taken = store.snapshots.clone("db", "copy")
+    taken = store.contents.clone("db", "copy")
 
     (path / "file").write_text("new")
     assert (taken.name, taken.left_out) == ("copy", ())
@@ -628,7 +627,7 @@ def test_a_clone_names_the_nested_subvolumes_that_are_empty_in_it(store: Store) 
     path = volume(store, "db", "old")
     subvolume(path / "nested")
 
-    assert store.snapshots.clone("db", "copy").left_out == ("nested",)
+    assert store.contents.clone("db", "copy").left_out == ("nested",)
 
 
 def test_a_clone_never_replaces_a_volume(store: Store) -> None:
@@ -637,7 +636,7 @@ def test_a_clone_never_replaces_a_volume(store: Store) -> None:
 
     for target in ("copy", "db"):
         with pytest.raises(VolumeExists, match=f"^{target}: this volume exists already"):
-            store.snapshots.clone("db", target)
+            store.contents.clone("db", target)
 
     assert content(store, "copy") == "precious"
 
@@ -647,9 +646,9 @@ def test_an_unknown_volume_or_a_snapshot_is_not_cloned(store: Store) -> None:
     snapshot = store.snapshots.take("db").name
 
     with pytest.raises(NoSuchVolume, match="unknown: no such volume"):
-        store.snapshots.clone("unknown", "copy")
+        store.contents.clone("unknown", "copy")
     with pytest.raises(BadName):
-        store.snapshots.clone(snapshot, "copy")
+        store.contents.clone(snapshot, "copy")
 
     assert [name for name, _ in store.volumes.list()] == ["db"]
 
@@ -660,7 +659,7 @@ def test_clones_back_and_forth_at_once_do_not_lock_each_other_out(store: Store) 
 
     def clone(source: str, target: str) -> None:
         with pytest.raises(VolumeExists):
-            store.snapshots.clone(source, target)
+            store.contents.clone(source, target)
 
     with ThreadPoolExecutor(8) as pool:
         futures = [
@@ -726,7 +725,7 @@ def test_what_is_no_snapshot_is_not_removed(store: Store, name: str) -> None:
     with pytest.raises((BadName, NoSuchSnapshot)):
         store.snapshots.remove(name)
     with pytest.raises(ButtervolumeError):
-        store.snapshots.restore(f"{name}@x" if "@" not in name else name, force=True)
+        store.contents.restore(f"{name}@x" if "@" not in name else name, force=True)
 
     assert store.place.tree() == before
 
@@ -738,12 +737,12 @@ def test_links_and_directories_are_no_snapshots_for_anybody(store: Store, kind: 
     put(fake, kind, path)
     before = store.place.tree()
 
-    asks: list[Callable[[str], object]] = [store.snapshots.remove, store.snapshots.restore]
+    asks: list[Callable[[str], object]] = [store.snapshots.remove, store.contents.restore]
     for ask in asks:
         with pytest.raises(NoSuchSnapshot):
             ask(fake.name)
     with pytest.raises(NoSnapshots):
-        store.snapshots.restore("db")
+        store.contents.restore("db")
 
     assert store.place.tree() == before
 
@@ -816,8 +815,8 @@ def test_a_disk_that_cannot_be_read_is_an_error_in_words(
 
     for attempt in (
         lambda: store.snapshots.take("db"),
-        lambda: store.snapshots.clone("db", "db2"),
-        lambda: store.snapshots.restore(snapshot),
+        lambda: store.contents.clone("db", "db2"),
+        lambda: store.contents.restore(snapshot),
     ):
         with pytest.raises(OperationFailed, match="Input/output error"):
             attempt()

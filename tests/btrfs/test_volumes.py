@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume import btrfs as kernel
-from buttervolume import command
 from buttervolume.errors import (
     BadName,
     BadOption,
@@ -24,7 +22,10 @@ from buttervolume.errors import (
     VolumeBusy,
     VolumesUnavailable,
 )
-from buttervolume.volumes import Options, Volumes, parse_options
+from buttervolume.store.options import Options, parse_options
+from buttervolume.store.volumes import Volumes
+from buttervolume.system import btrfs as kernel
+from buttervolume.system import command
 from tests.btrfs.harness import Place, Store, btrfs, entries, put, subvolume
 from tests.support.filesystem import loop_btrfs
 
@@ -339,7 +340,7 @@ def test_links_and_directories_are_no_volumes_for_anybody(store: Store, name: st
         store.volumes.mountpoint,
         store.volumes.remove,
         store.snapshots.take,
-        lambda name: store.snapshots.clone(name, "copy"),
+        lambda name: store.contents.clone(name, "copy"),
     ]
     for ask in asks:
         with pytest.raises((NoSuchVolume, BadName)):
@@ -498,9 +499,9 @@ def test_an_odd_volume_of_an_older_version_can_be_used_and_removed(store: Store,
     snapshot = store.snapshots.take(name)
     assert snapshot.left_out == ("-nested inside",)
     (path / "file").write_text("new")
-    store.snapshots.restore(snapshot.name, force=True)
+    store.contents.restore(snapshot.name, force=True)
     assert (path / "file").read_text() == "old"
-    store.snapshots.clone(name, "copy")
+    store.contents.clone(name, "copy")
     store.volumes.remove(name)
 
     assert [name for name, _ in store.volumes.list()] == ["copy"]

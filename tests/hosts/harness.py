@@ -29,16 +29,18 @@ PRELUDE = f"""
 import sys
 from pathlib import Path
 from buttervolume.errors import ButtervolumeError
-from buttervolume.replication import Replication
-from buttervolume.snapshots import Snapshots
-from buttervolume.transfers import Transfers
-from buttervolume.volumes import Volumes
+from buttervolume.hosts.replication import Replication
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.snapshots import Snapshots
+from buttervolume.hosts.transfers import Transfers
+from buttervolume.store.volumes import Volumes
 
 volumes = Volumes(Path({VOLUMES!r}))
-snapshots = Snapshots(Path({SNAPSHOTS!r}), volumes, {DATE_FORMAT!r})
+catalog = Catalog(Path({SNAPSHOTS!r}), {DATE_FORMAT!r}, volumes.check_available)
+snapshots = Snapshots(catalog, volumes)
 
 def replication(**parameters):
-    return Replication(volumes, snapshots, port=1122, transfers=Transfers(), **parameters)
+    return Replication(volumes, catalog, snapshots, port=1122, transfers=Transfers(), **parameters)
 
 def outcome(function, *arguments):
     try:

@@ -390,8 +390,8 @@ Host behind
 def test_a_start_up_file_that_never_ends_is_not_waited_for(pair: Pair, volume: str) -> None:
     alpha, beta = pair.alpha, pair.beta
     program = """
-from buttervolume import ssh
-from buttervolume.command import Flow
+from buttervolume.hosts import ssh
+from buttervolume.system.command import Flow
 def log_in():
     with ssh.connect("beta", 1122, Flow(), limit=5, login_limit=2):
         pass

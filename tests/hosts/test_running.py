@@ -221,7 +221,7 @@ def test_the_client_that_is_killed_leaves_the_transfer_alone(pair: Pair, volume:
 def test_no_progress_library_is_loaded_without_a_terminal(pair: Pair, volume: str) -> None:
     snapshot = pair.alpha.snapshot(volume)
     program = (
-        "import sys; from buttervolume.cli import main; "
+        "import sys; from buttervolume.cli.main import main; "
         f"assert main(['send', 'beta', {snapshot!r}]) == 0; print('tqdm' in sys.modules)"
     )
     ended = pair.alpha.run(BUTTERVOLUME[0], "-c", program, env=in_checkout(None))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume.cli import Exit, main
-from buttervolume.parser import build_parser
+from buttervolume.cli.main import Exit, main
+from buttervolume.cli.parser import build_parser
 
 COMMANDS = ["init", "run", "snapshot", "snapshots", "restore", "clone", "rm"]
 USAGE_ERRORS = [
@@ -126,7 +126,7 @@ def test_arguments_arrive_where_they_belong() -> None:
 def test_help_and_usage_errors_load_no_http_library(arguments: list[str]) -> None:
     program = f"""
 import sys
-from buttervolume.cli import main
+from buttervolume.cli.main import main
 try:
     main({arguments!r})
 except SystemExit:
@@ -205,8 +205,8 @@ def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -
 
 SOMEBODY_ELSE = """
 import _strptime, os, sys
-import requests, requests_unixsocket, buttervolume.client
-from buttervolume.cli import main
+import requests, requests_unixsocket, buttervolume.cli.client
+from buttervolume.cli.main import main
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

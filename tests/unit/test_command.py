@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume import command
-from buttervolume.command import Flow, Process
 from buttervolume.errors import Cancelled, CommandFailed, PipelineFailed, Stalled
+from buttervolume.system import command
+from buttervolume.system.command import Flow, Process
 from tests.support.wait import wait_until
 
 PATIENT = 60.0
@@ -284,7 +284,7 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     pid_file = tmp_path / "pid"
     script = f"echo $$ > {pid_file}; exec sleep 1000"
     program = f"""
-from buttervolume.command import Flow, Process
+from buttervolume.system.command import Flow, Process
 with Process(["sh", "-c", {script!r}]) as process:
     process.wait(Flow(), 1000)
 """

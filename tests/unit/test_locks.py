@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from buttervolume.locks import Holds, Mutexes
+from buttervolume.system.locks import Holds, Mutexes
 from tests.support.wait import wait_until
 
 

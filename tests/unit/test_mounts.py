@@ -1,6 +1,6 @@
 """What mountinfo means: which directory of which filesystem is mounted where."""
 
-from buttervolume.mounts import Mount, of_directory, parse
+from buttervolume.system.mounts import Mount, of_directory, parse
 
 HOST = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

@@ -10,12 +10,10 @@ import docutils.core
 import pytest
 
 from buttervolume import config
-from buttervolume.api import create_app
-from buttervolume.parser import build_parser
-from buttervolume.replication import Replication
-from buttervolume.schedule import Schedule
-from buttervolume.snapshots import Snapshots
-from buttervolume.volumes import Volumes
+from buttervolume.api import driver, management
+from buttervolume.api.http import create_app
+from buttervolume.cli.parser import build_parser
+from buttervolume.services import Services
 
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.rst").read_text(encoding="utf-8")
@@ -87,10 +85,8 @@ def test_every_key_is_explained_and_every_explained_key_exists() -> None:
 
 def test_every_endpoint_is_listed_and_every_listed_endpoint_exists() -> None:
     app = create_app(
-        create_autospec(Volumes, instance=True),
-        create_autospec(Snapshots, instance=True),
-        create_autospec(Replication, instance=True),
-        create_autospec(Schedule, instance=True),
+        create_autospec(Services, instance=True),
+        (*driver.ENDPOINTS, *management.ENDPOINTS),
         transfer_limit=1,
     )
     served = {rule.rule.lstrip("/") for rule in app.url_map.iter_rules()}

@@ -6,10 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from buttervolume.btrfs import Subvolume
 from buttervolume.errors import CommandFailed
-from buttervolume.names import Snapshot, parse_snapshot
-from buttervolume.replication import (
+from buttervolume.hosts.replication import (
     Copy,
     identity,
     judge_copy,
@@ -17,7 +15,9 @@ from buttervolume.replication import (
     parse_look,
     stream_version,
 )
-from buttervolume.ssh import CONNECTION_FAILED, command_for, explain
+from buttervolume.hosts.ssh import CONNECTION_FAILED, command_for, explain
+from buttervolume.names import Snapshot, parse_snapshot
+from buttervolume.system.btrfs import Subvolume
 
 OURS = UUID("ca4fd36f-bb92-f242-b472-619b0d3c6550")
 ANOTHER = UUID("fd8c02b6-f05b-ce45-b4fb-bf46262ca6bd")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from buttervolume.errors import BadPattern
 from buttervolume.names import Snapshot, SnapshotName, parse_snapshot
-from buttervolume.retention import Pattern, Verdict, judge, parse_pattern
+from buttervolume.store.retention import Pattern, Verdict, judge, parse_pattern
 
 NOW = datetime(2026, 11, 23, 20, 0)
 EPOCH = datetime(1970, 1, 1)

@@ -24,8 +24,7 @@ from buttervolume.errors import (
     NoSuchJob,
     OperationFailed,
 )
-from buttervolume.retention import parse_pattern
-from buttervolume.schedule import (
+from buttervolume.jobs.schedule import (
     Job,
     Purge,
     Replicate,
@@ -34,6 +33,7 @@ from buttervolume.schedule import (
     Take,
     parse_action,
 )
+from buttervolume.store.retention import parse_pattern
 
 SETTLED = 0.15
 """Seconds after which a file's time says whether it has changed."""
@@ -733,7 +733,7 @@ def test_a_daemon_killed_at_any_step_of_a_change_has_made_all_of_it_or_nothing(
 CHANGES = """
 import itertools, sys
 from pathlib import Path
-from buttervolume.schedule import Schedule
+from buttervolume.jobs.schedule import Schedule
 
 schedule = Schedule(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -20,12 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buttervolume import scheduler as module
 from buttervolume.errors import ButtervolumeError, NoSuchVolume
-from buttervolume.replication import Replication
-from buttervolume.retention import Pattern
-from buttervolume.schedule import Contents, Job, Schedule, Take
-from buttervolume.scheduler import (
+from buttervolume.hosts.replication import Replication
+from buttervolume.jobs import scheduler as module
+from buttervolume.jobs.schedule import Contents, Job, Schedule, Take
+from buttervolume.jobs.scheduler import (
     POOL,
     Memory,
     Scheduler,
@@ -37,7 +36,8 @@ from buttervolume.scheduler import (
     settle,
     succeeded,
 )
-from buttervolume.snapshots import Purged, Snapshots, Taken
+from buttervolume.store.retention import Pattern
+from buttervolume.store.snapshots import Purged, Snapshots, Taken
 from tests.support.wait import wait_until
 
 NOON = datetime(2026, 5, 6, 12, tzinfo=UTC)

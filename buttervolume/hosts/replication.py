@@ -11,9 +11,7 @@ from enum import Enum
 from pathlib import Path
 from uuid import UUID
 
-from buttervolume import btrfs, command, names, ssh
-from buttervolume.btrfs import Subvolume
-from buttervolume.command import Flow
+from buttervolume import names
 from buttervolume.errors import (
     BadName,
     ButtervolumeError,
@@ -28,12 +26,17 @@ from buttervolume.errors import (
     SyncFailed,
     TransferBusy,
 )
-from buttervolume.locks import Holds
+from buttervolume.hosts import ssh
+from buttervolume.hosts.ssh import Connection
+from buttervolume.hosts.transfers import Transfer, Transfers
 from buttervolume.names import Snapshot, SnapshotName
-from buttervolume.snapshots import Snapshots, Taken
-from buttervolume.ssh import Connection
-from buttervolume.transfers import Transfer, Transfers
-from buttervolume.volumes import Volumes
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.snapshots import Snapshots, Taken
+from buttervolume.store.volumes import Volumes
+from buttervolume.system import btrfs, command
+from buttervolume.system.btrfs import Subvolume
+from buttervolume.system.command import Flow
+from buttervolume.system.locks import Holds
 
 STALL = 300.0
 """Seconds without a byte after which a transfer is ended; on the whole it may take days."""
@@ -166,6 +169,7 @@ class Replication:
     def __init__(
         self,
         volumes: Volumes,
+        catalog: Catalog,
         snapshots: Snapshots,
         *,
         port: int,
@@ -176,6 +180,7 @@ class Replication:
         volumes and snapshots at the paths that they have here."""
         self.transfers = transfers
         self._volumes = volumes
+        self._catalog = catalog
         self._snapshots = snapshots
         self._port = port
         self._stall = stall
@@ -205,7 +210,7 @@ class Replication:
         ):
             if not claimed:
                 raise TransferBusy(name.volume, host)
-            self._snapshots.check_complete(snapshot)
+            self._catalog.check_complete(snapshot)
             with self.transfers.start("send", name.volume, snapshot, host) as transfer:
                 try:
                     with ssh.connect(host, self._port, transfer.flow, self._stall) as connection:
@@ -249,14 +254,12 @@ class Replication:
     def _sent_and_unchanged(self, volume: str, host: str) -> str | None:
         """The last snapshot that a host got, if it still is what the volume holds."""
         path = self._volumes.mountpoint(volume)
-        sent = [
-            s for s in self._snapshots.list(volume).snapshots if s.name.host == host and s.taken
-        ]
+        sent = [s for s in self._catalog.list(volume).snapshots if s.name.host == host and s.taken]
         if not sent:
             return None
         last = str(sent[-1].name.snapshot)
         try:
-            taken_from = btrfs.info(self._snapshots.check_complete(last))
+            taken_from = btrfs.info(self._catalog.check_complete(last))
         except (NoSuchSnapshot, OSError):
             return None
         btrfs.sync(path)
@@ -265,7 +268,7 @@ class Replication:
         return last if same else None
 
     def _send(self, name: SnapshotName, connection: Connection, transfer: Transfer) -> None:
-        path = self._snapshots.path_of(str(name))
+        path = self._catalog.path_of(str(name))
         expected = identity(btrfs.info(path))
         transfer.phase = "looking"
         there = self._look(name, connection, transfer.flow)
@@ -297,7 +300,7 @@ class Replication:
 
     def _there(self, name: SnapshotName) -> tuple[str, str]:
         """The arguments of the scripts that run on the other host."""
-        return str(self._snapshots.path), str(name)
+        return str(self._catalog.path), str(name)
 
     def _look(self, name: SnapshotName, connection: Connection, flow: Flow) -> There:
         output = connection.run(flow, _LOOK, *self._there(name))
@@ -310,17 +313,17 @@ class Replication:
     def _parent(self, name: SnapshotName, there: frozenset[UUID]) -> Iterator[SnapshotName | None]:
         """The parent to use, held so that nobody removes it; None for a full send."""
         local = []
-        for snapshot in self._snapshots.list(name.volume).snapshots:
+        for snapshot in self._catalog.list(name.volume).snapshots:
             if not snapshot.name.is_marker and snapshot.name != name:
                 try:
-                    local.append((snapshot, btrfs.info(self._snapshots.path / str(snapshot.name))))
+                    local.append((snapshot, btrfs.info(self._catalog.path / str(snapshot.name))))
                 except OSError:
                     continue  # removed meanwhile
         with ExitStack() as stack:
             for candidate in parents(local, there):
                 try:
                     stack.enter_context(self._snapshots.in_transfer.hold(str(candidate)))
-                    self._snapshots.check_complete(str(candidate))
+                    self._catalog.check_complete(str(candidate))
                 except (SnapshotBusy, NoSuchSnapshot):
                     continue  # it is being removed
                 yield candidate
@@ -340,10 +343,10 @@ class Replication:
         transfer.phase, transfer.parent = _SENDING, str(parent) if parent else None
         how = f"as changes since {parent}" if parent else "in full"
         self._log.info("%s: sending to %s, %s", name, connection.host, how)
-        path = self._snapshots.path / str(name)
+        path = self._catalog.path / str(name)
         source = btrfs.send_command(
             path,
-            parent=self._snapshots.path / str(parent) if parent else None,
+            parent=self._catalog.path / str(parent) if parent else None,
             compressed=min(there.stream_version, self._own_stream_version()) >= 2,
         )
         sink = connection.argv(_RECEIVE, *self._there(name))
@@ -385,7 +388,7 @@ class Replication:
         try:
             with ssh.connect(host, self._port, flow, limit) as connection:
                 there = self._look(name, connection, flow)
-                expected = identity(btrfs.info(self._snapshots.path / str(name)))
+                expected = identity(btrfs.info(self._catalog.path / str(name)))
                 if judge_copy(there.copy, expected) is Copy.PARTIAL:
                     self._remove_partial(name, connection, flow)
         except ButtervolumeError as error:

@@ -152,5 +152,5 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"buttervolume {version('buttervolume')}")  # noqa: T201
+        print(f"buttervolume {version('buttervolume')}")
         parser.exit()

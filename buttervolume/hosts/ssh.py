@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from buttervolume.command import PIPE, Flow, Process
 from buttervolume.errors import CommandFailed, HostFailed, Stalled
+from buttervolume.system.command import PIPE, Flow, Process
 
 CONNECTION_FAILED = 255
 """The exit status of ssh when ssh itself failed, and not the command there (ssh(1))."""

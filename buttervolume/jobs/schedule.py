@@ -12,9 +12,10 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
-from buttervolume import files, names
+from buttervolume import names
 from buttervolume.errors import BadJob, BadName, BadPattern, NoSuchJob, OperationFailed
-from buttervolume.retention import Pattern, parse_pattern
+from buttervolume.store.retention import Pattern, parse_pattern
+from buttervolume.system import files
 
 LONGEST_PERIOD = 10 * 366 * 24 * 60
 """Minutes: ten years, more than anybody means."""

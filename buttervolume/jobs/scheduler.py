@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from buttervolume import files
 from buttervolume.errors import ButtervolumeError, OperationFailed
-from buttervolume.replication import Replication
-from buttervolume.schedule import Contents, Job, Purge, Replicate, Schedule, Synchronize
-from buttervolume.snapshots import Snapshots, Taken
+from buttervolume.hosts.replication import Replication
+from buttervolume.jobs.schedule import Contents, Job, Purge, Replicate, Schedule, Synchronize
+from buttervolume.store.snapshots import Snapshots, Taken
+from buttervolume.system import files
 
 POOL = 4
 """How many snapshots and purges run side by side."""

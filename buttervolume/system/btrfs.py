@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
-from buttervolume import command
 from buttervolume.errors import CommandFailed
+from buttervolume.system import command
 
 _SUBVOLUME_ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID
 _SYNC = 0x9408  # BTRFS_IOC_SYNC

@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from buttervolume import config as configuration
+from buttervolume.cli.parser import build_parser
 from buttervolume.errors import ButtervolumeError, NoDaemon
-from buttervolume.parser import build_parser
 
 if TYPE_CHECKING:
     from buttervolume.config import Config
@@ -41,7 +41,7 @@ def _run(config: "Config", _: argparse.Namespace) -> list[str]:
 
 
 def _init(config: "Config", arguments: argparse.Namespace) -> list[str]:
-    from buttervolume.init import DEFAULT_SIZE, initialize
+    from buttervolume.cli.init import DEFAULT_SIZE, initialize
 
     if arguments.size is not None and not arguments.file:
         raise argparse.ArgumentTypeError("--size goes with --file")
@@ -79,7 +79,7 @@ def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _send(call: Call, arguments: argparse.Namespace) -> list[str]:
-    from buttervolume.progress import watch
+    from buttervolume.cli.progress import watch
 
     with watch(call, "send", arguments.snapshot.partition("@")[0], [arguments.host]):
         call("VolumeDriver.Snapshot.Send", Name=arguments.snapshot, Host=arguments.host)
@@ -87,7 +87,7 @@ def _send(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
-    from buttervolume.progress import watch
+    from buttervolume.cli.progress import watch
 
     with watch(call, "sync", arguments.volume, arguments.host):
         call("VolumeDriver.Volume.Sync", Volumes=[arguments.volume], Hosts=arguments.host)
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _caller(config: "Config") -> Call:
     """A function that calls the daemon, and prints the warning that an answer may carry."""
-    from buttervolume.client import Client
+    from buttervolume.cli.client import Client
 
     client = Client(config)
 

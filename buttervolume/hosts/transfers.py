@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from buttervolume.command import Flow
 from buttervolume.errors import Cancelled, NoSuchTransfer
+from buttervolume.system.command import Flow
 
 
 @dataclass

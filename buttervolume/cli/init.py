@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from buttervolume import btrfs, command
 from buttervolume.config import Config
 from buttervolume.errors import ButtervolumeError, CommandFailed, NotOnBtrfs, OperationFailed
+from buttervolume.system import btrfs, command
 
 DEFAULT_SIZE = "10G"
 _SMALLEST = 256 << 20  # mkfs.btrfs wants 109 MiB at the least, which leaves next to nothing

@@ -5,15 +5,14 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from buttervolume import btrfs, files, mounts, names
+from buttervolume import names
 from buttervolume.errors import (
-    BadOption,
     CommandFailed,
     NoSuchVolume,
     NotAVolume,
@@ -22,22 +21,13 @@ from buttervolume.errors import (
     VolumeExists,
     VolumesUnavailable,
 )
-from buttervolume.locks import Holds, Mutexes
+from buttervolume.store.options import Options
+from buttervolume.system import btrfs, files, mounts
+from buttervolume.system.locks import Holds, Mutexes
 
 OWN_PREFIX = ".buttervolume-"
 """What the daemon itself puts among the volumes begins with this; `sweep` removes it."""
 LOCK_NAME = OWN_PREFIX + "lock"
-
-_COPYONWRITE = {"true": True, "false": False}
-_COMPRESSION = {"false": None, "true": "zstd", "zlib": "zlib", "lzo": "lzo", "zstd": "zstd"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the files of a new volume are written."""
-
-    copy_on_write: bool = False
-    compression: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,30 +38,6 @@ class Volume:
     mountpoint: Path
     created: datetime | None
     copy_on_write: bool | None
-
-
-def parse_options(options: Mapping[str, object]) -> Options:
-    """Check the options of a new volume; raise BadOption naming the valid ones.
-
-    BTRFS compresses only what is written by copy-on-write (btrfs(5)): asking for compression
-    turns that on, and asking for the one without the other is an error.
-    """
-    valid: dict[str, Mapping[str, object]]
-    valid = {"copyonwrite": _COPYONWRITE, "compression": _COMPRESSION}
-    for key, value in options.items():
-        if key not in valid:
-            raise BadOption(f"unknown volume option {key!r}; valid options: {', '.join(valid)}")
-        if not isinstance(value, str) or value not in valid[key]:
-            raise BadOption(
-                f"{key}={value!r} is not possible; valid values of {key}: {', '.join(valid[key])}"
-            )
-    compression = _COMPRESSION[str(options.get("compression", "false"))]
-    wanted = options.get("copyonwrite")
-    if compression and wanted == "false":
-        raise BadOption(
-            "compression needs copy-on-write: leave out copyonwrite=false, or the compression"
-        )
-    return Options(_COPYONWRITE[str(wanted or "false")] or bool(compression), compression)
 
 
 class Volumes:

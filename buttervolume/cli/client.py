@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from buttervolume import command
 from buttervolume.config import Config
 from buttervolume.errors import ButtervolumeError, CommandFailed, NoDaemon
+from buttervolume.system import command
 
 
 class Refused(ButtervolumeError):

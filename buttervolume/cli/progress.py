@@ -37,7 +37,7 @@ def watch(call: Call, operation: str, volume: str, hosts: Collection[str]) -> It
     try:
         yield
     except KeyboardInterrupt:
-        print("buttervolume: ending the transfer…", file=sys.stderr)  # noqa: T201
+        print("buttervolume: ending the transfer…", file=sys.stderr)
         _cancel(call, mine)
         raise
     finally:
@@ -78,4 +78,4 @@ def _cancel(call: Call, mine: Callable[[], list[dict[str, Any]]]) -> None:
                 continue  # it has ended meanwhile
         time.sleep(_INTERVAL)
     if not transfers:
-        print("buttervolume: the transfer was ended", file=sys.stderr)  # noqa: T201
+        print("buttervolume: the transfer was ended", file=sys.stderr)

@@ -1,0 +1,110 @@
+"""Docker's nine calls of a volume driver (moby: daemon/volume/drivers)."""
+
+import logging
+from collections.abc import Callable
+
+from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.services import Services
+from buttervolume.store.options import parse_options
+
+
+def activate(_services: Services, _: Body) -> Answer:
+    """Say what this plugin is."""
+    return {"Implements": ["VolumeDriver"]}
+
+
+def capabilities(_services: Services, _: Body) -> Answer:
+    """Volumes are of this host alone."""
+    return {"Capabilities": {"Scope": "local"}}
+
+
+def create(services: Services, body: Body) -> Answer:
+    """Make a volume, unless there is one."""
+    name, options = body.text("Name"), body.mapping("Opts")
+    services.volumes.create(name, parse_options(options))
+    return {}
+
+
+def get(services: Services, body: Body) -> Answer:
+    """What there is to know of a volume."""
+    volume = services.volumes.get(body.text("Name"))
+    status: Answer = {}
+    if volume.copy_on_write is not None:
+        status["CopyOnWrite"] = volume.copy_on_write
+    try:
+        summary = services.catalog.summary(volume.name)
+        status |= {"Snapshots": summary.count, "LastSnapshot": summary.latest}
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s: cannot list its snapshots: %s", volume.name, error)
+    answer: Answer = {
+        "Name": volume.name,
+        "Mountpoint": str(volume.mountpoint),
+        "Status": status,
+    }
+    if volume.created is not None:
+        answer["CreatedAt"] = volume.created.isoformat(timespec="seconds")
+    return {"Volume": answer}
+
+
+def list_volumes(services: Services, _: Body) -> Answer:
+    """Every volume."""
+    found = services.volumes.list()
+    return {"Volumes": [{"Name": name, "Mountpoint": str(path)} for name, path in found]}
+
+
+def path(services: Services, body: Body) -> Answer:
+    """Where a volume is."""
+    return {"Mountpoint": str(services.volumes.mountpoint(body.text("Name")))}
+
+
+def mount(services: Services, body: Body) -> Answer:
+    """Where a container finds a volume."""
+    name, user = body.text("Name"), body.optional_text("ID")
+    mountpoint = services.volumes.mountpoint(name)
+    services.volumes.remember_mount(name, user or "")
+    return {"Mountpoint": str(mountpoint)}
+
+
+def unmount(services: Services, body: Body) -> Answer:
+    """A container no longer uses a volume."""
+    name, user = body.text("Name"), body.optional_text("ID")
+    services.volumes.path_of(name)
+    services.volumes.remember_unmount(name, user or "")
+    return {}
+
+
+def remove(services: Services, body: Body) -> Answer:
+    """Remove a volume."""
+    services.volumes.remove(body.text("Name"))
+    return {}
+
+
+def _endpoint(
+    name: str,
+    handler: Callable[..., Answer],
+    *,
+    on_volumes: bool = True,
+    changes: bool = False,
+    empty_is_retry: bool = False,
+) -> Endpoint:
+    return Endpoint(
+        name,
+        handler,
+        Lane.DRIVER,
+        on_volumes=on_volumes,
+        changes=changes,
+        empty_is_retry=empty_is_retry,
+    )
+
+
+ENDPOINTS = (
+    _endpoint("Plugin.Activate", activate, on_volumes=False),
+    _endpoint("VolumeDriver.Capabilities", capabilities, on_volumes=False),
+    _endpoint("VolumeDriver.Create", create, changes=True),
+    _endpoint("VolumeDriver.Get", get, empty_is_retry=True),
+    _endpoint("VolumeDriver.List", list_volumes),
+    _endpoint("VolumeDriver.Mount", mount),
+    _endpoint("VolumeDriver.Path", path),
+    _endpoint("VolumeDriver.Unmount", unmount),
+    _endpoint("VolumeDriver.Remove", remove, changes=True),
+)

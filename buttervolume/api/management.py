@@ -1,0 +1,167 @@
+"""What the command line asks for beside Docker's calls; names and keys as in the original 3.x."""
+
+import time
+from collections.abc import Sequence
+
+from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.errors import enumerated
+from buttervolume.hosts.transfers import Transfer
+from buttervolume.jobs.schedule import Purge
+from buttervolume.services import Services
+from buttervolume.store.retention import parse_pattern
+
+
+def take_snapshot(services: Services, body: Body) -> Answer:
+    """Snapshot a volume."""
+    taken = services.snapshots.take(body.text("Name"))
+    return {"Snapshot": taken.name, **_warning(taken.left_out)}
+
+
+def list_snapshots(services: Services, body: Body, volume: str | None = None) -> Answer:
+    """The snapshots, of one volume or all."""
+    volume = body.optional_text("Name") if volume is None else volume
+    found = services.catalog.list(volume)
+    answer: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    if found.incomplete:
+        copies = ", ".join(map(str, found.incomplete))
+        answer["Warning"] = f"being received, or left by a transfer that failed: {copies}"
+    return answer
+
+
+def remove_snapshot(services: Services, body: Body) -> Answer:
+    """Remove a snapshot."""
+    services.snapshots.remove(body.text("Name"))
+    return {}
+
+
+def restore(services: Services, body: Body) -> Answer:
+    """Give a volume the content of a snapshot."""
+    name, target = body.text("Name"), body.optional_text("Target")
+    backup = services.contents.restore(name, target, force=body.flag("Force"))
+    return {} if backup is None else {"VolumeBackup": backup}
+
+
+def clone(services: Services, body: Body) -> Answer:
+    """Make a volume with the content of another."""
+    taken = services.contents.clone(body.text("Name"), body.text("Target"))
+    return {"VolumeCloned": taken.name, **_warning(taken.left_out)}
+
+
+def send(services: Services, body: Body) -> Answer:
+    """Send a snapshot to another host."""
+    name, host = body.text("Name"), body.text("Host")
+    services.replication.send(name, host)
+    return {}
+
+
+def synchronize(services: Services, body: Body) -> Answer:
+    """Bring newer files of volumes from other hosts."""
+    targets, hosts = body.texts("Volumes"), body.texts("Hosts")
+    taken = services.replication.synchronize(targets, hosts)
+    return _warning([path for each in taken for path in each.left_out])
+
+
+def list_transfers(services: Services, _: Body) -> Answer:
+    """What is being transferred."""
+    return {"Transfers": [_describe(t) for t in services.transfers.list()]}
+
+
+def cancel_transfer(services: Services, body: Body) -> Answer:
+    """End a transfer."""
+    services.transfers.cancel(body.number("Id"))
+    return {}
+
+
+def purge(services: Services, body: Body) -> Answer:
+    """Delete the snapshots that a pattern does not keep, or say which."""
+    name, pattern = body.text("Name"), parse_pattern(body.text("Pattern"))
+    if body.flag("Dryrun"):
+        verdicts = services.snapshots.plan_purge(name, pattern)
+        return {
+            "Purged": [str(verdict.name) for verdict in verdicts if not verdict.keep],
+            "Verdicts": [
+                {"Name": str(verdict.name), "Keep": verdict.keep, "Reason": verdict.reason}
+                for verdict in verdicts
+            ],
+        }
+    purged = services.snapshots.purge(name, pattern)
+    return {"Purged": purged.deleted, "Err": purged.explain()}
+
+
+def set_job(services: Services, body: Body) -> Answer:
+    """Make, change or remove a job."""
+    job = services.schedule.apply(body.text("Name"), body.text("Action"), body.text("Timer"))
+    # snapshots that were received are purged where there is no volume
+    if job is None or isinstance(job.task, Purge) or services.volumes.exists(job.volume):
+        return {}
+    return {"Warning": f"there is no volume {job.volume} yet"}
+
+
+def list_jobs(services: Services, _: Body) -> Answer:
+    """Every job."""
+    contents = services.schedule.read()
+    jobs = [
+        {
+            "Name": job.volume,
+            "Action": job.action,
+            "Timer": str(job.minutes),
+            "Active": str(job.active),
+        }
+        for job in contents.jobs
+    ]
+    return {"Schedule": jobs, "Paused": contents.paused}
+
+
+def pause_jobs(services: Services, _: Body) -> Answer:
+    """Pause all jobs."""
+    services.schedule.pause_all()
+    return {}
+
+
+def resume_jobs(services: Services, _: Body) -> Answer:
+    """Resume all jobs."""
+    services.schedule.resume_all()
+    return {}
+
+
+def _describe(transfer: Transfer) -> Answer:
+    seconds = time.monotonic() - transfer.started
+    return {
+        "Id": transfer.number,
+        "Operation": transfer.operation,
+        "Volume": transfer.volume,
+        "Snapshot": transfer.snapshot,
+        "Host": transfer.host,
+        "Parent": transfer.parent,
+        "Phase": transfer.phase,
+        "Bytes": transfer.flow.moved,
+        "BytesPerSecond": round(transfer.flow.moved / seconds) if seconds else 0,
+        "Seconds": round(seconds, 1),
+    }
+
+
+def _warning(left_out: Sequence[str]) -> Answer:
+    """Say which nested subvolumes are empty in a snapshot or a clone."""
+    if not left_out:
+        return {}
+    return {"Warning": f"nested subvolumes are not included: {enumerated(left_out)}"}
+
+
+_READ = ("GET", "POST")
+ENDPOINTS = (
+    Endpoint("VolumeDriver.Snapshot", take_snapshot, changes=True),
+    Endpoint("VolumeDriver.Snapshot.List", list_snapshots, methods=_READ),
+    Endpoint("VolumeDriver.Snapshot.List/<volume>", list_snapshots, methods=_READ),
+    Endpoint("VolumeDriver.Snapshot.Remove", remove_snapshot, changes=True),
+    Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True),
+    Endpoint("VolumeDriver.Clone", clone, changes=True),
+    Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),
+    Endpoint("VolumeDriver.Volume.Sync", synchronize, Lane.TRANSFER, changes=True),
+    Endpoint("VolumeDriver.Snapshots.Purge", purge, changes=True),
+    Endpoint("VolumeDriver.Schedule", set_job, on_volumes=False, changes=True),
+    Endpoint("VolumeDriver.Schedule.List", list_jobs, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Schedule.Pause", pause_jobs, on_volumes=False, changes=True),
+    Endpoint("VolumeDriver.Schedule.Resume", resume_jobs, on_volumes=False, changes=True),
+    Endpoint("VolumeDriver.Transfers", list_transfers, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Transfers.Cancel", cancel_transfer, on_volumes=False, changes=True),
+)

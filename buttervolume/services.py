@@ -1,0 +1,24 @@
+"""What the edges work with: every part of the house that answers to somebody."""
+
+from dataclasses import dataclass
+
+from buttervolume.hosts.replication import Replication
+from buttervolume.hosts.transfers import Transfers
+from buttervolume.jobs.schedule import Schedule
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.contents import Contents
+from buttervolume.store.snapshots import Snapshots
+from buttervolume.store.volumes import Volumes
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts that a request or a command can be about; the daemon puts them together once."""
+
+    volumes: Volumes
+    catalog: Catalog
+    snapshots: Snapshots
+    contents: Contents
+    transfers: Transfers
+    replication: Replication
+    schedule: Schedule

@@ -1,0 +1,1 @@
+"""This host: its volumes and their snapshots."""

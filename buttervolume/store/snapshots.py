@@ -1,0 +1,146 @@
+"""Snapshots: read-only subvolumes of one directory, named after a volume and a moment."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from buttervolume import names
+from buttervolume.errors import (
+    CommandFailed,
+    NoSuchSnapshot,
+    NotAVolume,
+    OperationFailed,
+    SnapshotBusy,
+)
+from buttervolume.names import SnapshotName
+from buttervolume.store.catalog import Catalog
+from buttervolume.store.retention import Pattern, Verdict, judge
+from buttervolume.store.volumes import Volumes
+from buttervolume.system import btrfs
+from buttervolume.system.locks import Holds
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A new subvolume's name, and the nested subvolumes that are empty in it."""
+
+    name: str
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge deleted, and what it could not delete, with the reason."""
+
+    deleted: tuple[str, ...]
+    failed: dict[str, str]
+
+    def explain(self) -> str:
+        """What could not be deleted, in words; empty if all could."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
+
+
+class Snapshots:
+    """What makes, marks and removes the snapshots of the volumes on the same filesystem."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        volumes: Volumes,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self.in_transfer = Holds(SnapshotBusy)
+        """Snapshots that are being sent, and their parents; claimed while they are deleted."""
+        self._catalog = catalog
+        self._volumes = volumes
+        self._now = now
+
+    def take(self, volume: str) -> Taken:
+        """Snapshot a volume. Raises NoSuchVolume."""
+        with self._volumes.mutexes.hold(volume):
+            return self.take_held(volume)
+
+    def take_held(self, volume: str) -> Taken:
+        """Snapshot a volume whose mutex is held."""
+        source = self._volumes.mountpoint(volume)
+        name = str(self._free_name(volume))
+        try:
+            left_out = copy(source, self._catalog.path / name, readonly=True)
+        except (CommandFailed, OSError) as error:
+            raise OperationFailed(f"snapshot volume {volume}", error) from error
+        return Taken(name, left_out)
+
+    def _free_name(self, volume: str) -> SnapshotName:
+        """The name of this moment, or of the next tick of the date format that has none yet."""
+        moment = self._now()
+        tick, some_day = timedelta(microseconds=1), datetime(2000, 1, 1)
+        if self._catalog.date_of(some_day + tick) == self._catalog.date_of(some_day):
+            tick = timedelta(seconds=1)
+        while True:
+            name = names.new_snapshot(volume, self._catalog.date_of(moment))
+            if not os.path.lexists(self._catalog.path / str(name)):
+                return name
+            moment += tick
+
+    def mark_sent(self, name: SnapshotName, host: str) -> None:
+        """Record that a host has a snapshot, and forget its markers of earlier dates."""
+        marker = names.new_snapshot(name.volume, name.date, host)
+        moment = self._catalog.moment_of(name)
+        path = self._catalog.path / str(marker)
+        if not btrfs.is_subvolume(path):
+            if os.path.lexists(path):
+                raise NotAVolume(path)
+            try:
+                btrfs.snapshot(self._catalog.path / str(name), path, readonly=True)
+            except CommandFailed as error:
+                raise OperationFailed(f"mark {name} as sent to {host}", error) from error
+        for other in self._catalog.list(name.volume).snapshots:
+            if other.name.host == host and moment and other.taken and other.taken < moment:
+                with suppress(NoSuchSnapshot, SnapshotBusy):  # being purged
+                    self.remove(str(other.name))
+
+    def remove(self, name: str) -> None:
+        """Remove a snapshot, a marker or an incomplete copy.
+
+        Raises NoSuchSnapshot, SnapshotBusy.
+        """
+        path = self._catalog.path_of(name)
+        if not btrfs.is_subvolume(path):
+            self._volumes.check_available()
+            raise NoSuchSnapshot(name)
+        with self.in_transfer.claim([name]) as claimed:
+            if not claimed:
+                raise SnapshotBusy(name)
+            try:
+                btrfs.delete_tree(path)
+            except (CommandFailed, OSError) as error:
+                raise OperationFailed(f"remove snapshot {name}", error) from error
+
+    def plan_purge(self, volume: str, pattern: Pattern) -> Sequence[Verdict]:
+        """Decide which snapshots of a volume a purge would delete now, and why. Raises
+        NoSuchVolume if there is neither the volume nor a snapshot of it."""
+        snapshots = self._catalog.list(volume).snapshots
+        if not snapshots:
+            self._volumes.mountpoint(volume)
+        return judge(snapshots, pattern, self._now(), self.in_transfer.held())
+
+    def purge(self, volume: str, pattern: Pattern) -> Purged:
+        """Delete what a retention pattern no longer keeps; one that cannot be deleted does not
+        stop the others. Raises NoSuchVolume as `plan_purge` does."""
+        verdicts = self.plan_purge(volume, pattern)
+        doomed = [str(verdict.name) for verdict in verdicts if not verdict.keep]
+        with self.in_transfer.claim(doomed) as claimed:
+            paths = [self._catalog.path / name for name in doomed if name in claimed]
+            failed = {path.name: reason for path, reason in btrfs.delete(paths).items()}
+        deleted = tuple(path.name for path in paths if path.name not in failed)
+        return Purged(deleted, failed)
+
+
+def copy(source: Path, target: Path, *, readonly: bool) -> tuple[str, ...]:
+    """Snapshot a subvolume, and return the ones nested in it, which are empty in the snapshot."""
+    left_out = tuple(inner.path for inner in btrfs.nested(source))
+    btrfs.snapshot(source, target, readonly=readonly)
+    return left_out
