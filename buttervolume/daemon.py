@@ -60,6 +60,9 @@ def run(config: Config) -> None:
         replication = Replication(
             volumes, catalog, snapshots, port=config.ssh_port, transfers=transfers
         )
+        schedule = Schedule(config.schedule)
+        state = Path(f"{config.schedule}.state.json")
+        scheduler = Scheduler(schedule, snapshots, replication, state, config.timer)
         services = Services(
             volumes=volumes,
             catalog=catalog,
@@ -67,10 +70,9 @@ def run(config: Config) -> None:
             contents=Contents(volumes, catalog, snapshots),
             transfers=transfers,
             replication=replication,
-            schedule=Schedule(config.schedule),
+            schedule=schedule,
+            scheduler=scheduler,
         )
-        state = Path(f"{config.schedule}.state.json")
-        scheduler = Scheduler(services.schedule, snapshots, replication, state, config.timer)
         endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS)
         server = Server(create_app(services, endpoints, THREADS // 4))
         listener = stack.enter_context(listen(config.socket))

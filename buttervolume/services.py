@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.schedule import Schedule
+from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
@@ -22,3 +23,4 @@ class Services:
     transfers: Transfers
     replication: Replication
     schedule: Schedule
+    scheduler: Scheduler

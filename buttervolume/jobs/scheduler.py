@@ -37,6 +37,17 @@ class Memory:
     """Why the last of them failed."""
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What the scheduler knows of its jobs at one moment; jobs go by their keys."""
+
+    memories: Mapping[str, Memory]
+    running: Mapping[str, datetime]
+    """Since when, in UTC, a job is with its worker."""
+    since_round: float
+    """Seconds since its thread last came by, with or without success; it comes every TIMER."""
+
+
 # Decisions: pure, with the clock as a parameter
 
 
@@ -172,7 +183,8 @@ class Scheduler:
         self._memories: dict[str, Memory] = {}
         self._unsaved = False
         """Whether a job has ended since the memory was last written."""
-        self._running: set[str] = set()
+        self._running: dict[str, datetime] = {}
+        self._last_round = time.monotonic()
         self._stopping = False
         self._workers: dict[tuple[str, ...], Workers] = {}
         self._saved: Mapping[str, Memory] = {}
@@ -201,12 +213,19 @@ class Scheduler:
         if not self._thread.is_alive():  # else it may be writing the same file
             self._save()
 
+    def activity(self) -> Activity:
+        """What there is to know now."""
+        with self._changed:
+            since_round = time.monotonic() - self._last_round
+            return Activity(dict(self._memories), dict(self._running), since_round)
+
     def _loop(self) -> None:
         next_round = time.monotonic()
         while not self._stopping:
             try:
                 if time.monotonic() >= next_round:
-                    next_round = time.monotonic() + self._timer
+                    self._last_round = time.monotonic()
+                    next_round = self._last_round + self._timer
                     self.round()
                 self._save()
             except ButtervolumeError as error:
@@ -248,7 +267,7 @@ class Scheduler:
             for job in due_jobs(contents.jobs, kept, now, slack):
                 if job.key not in self._running:
                     workers = self._workers_for(job)
-                    self._running.add(job.key)
+                    self._running[job.key] = now
                     workers.add(partial(self._run, job, contents))
 
     def _workers_for(self, job: Job) -> Workers:
@@ -277,7 +296,7 @@ class Scheduler:
             self._log.exception("%s: unexpected fault", key)
             failure = f"unexpected fault: {error!r}"
         with self._changed:
-            self._running.discard(key)
+            self._running.pop(key, None)
             if failure and not self._stopping:
                 memory = failed(self._memories.get(key, Memory()), self._now(), failure)
                 self._memories[key] = memory

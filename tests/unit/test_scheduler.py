@@ -666,6 +666,21 @@ def test_a_job_that_takes_long_is_never_begun_a_second_time_meanwhile(stage: Sta
     assert stage.doings.most == {"snapshot db": 1, "snapshot other": 1}
 
 
+def test_what_runs_and_since_when_can_be_seen(stage: Stage) -> None:
+    stage.write("db,snapshot,60")
+    stage.doings.hold("snapshot db")
+    stage.scheduler.round()
+    assert stage.scheduler.activity().running == {"snapshot db": NOON}
+
+    stage.doings.let_go("snapshot db")
+    stage.wait_until_idle()
+
+    activity = stage.scheduler.activity()
+    assert not activity.running
+    assert activity.memories["snapshot db"].last_success == NOON
+    assert activity.since_round >= 0
+
+
 @pytest.mark.parametrize("second", ["db,snapshot,1", "db,snapshot,60", "db, snapshot, 1,True"])
 def test_a_row_that_is_there_twice_is_one_job(stage: Stage, second: str) -> None:
     stage.write("db,snapshot,1", second)
