@@ -23,11 +23,18 @@ _FS_INFO = 0x8400941F  # BTRFS_IOC_FS_INFO
 _GET_SUBVOL_INFO = 0x81F8943C  # BTRFS_IOC_GET_SUBVOL_INFO
 _GET_SUBVOL_ROOTREF = 0xD000943D  # BTRFS_IOC_GET_SUBVOL_ROOTREF
 _INO_LOOKUP_USER = 0xD000943E  # BTRFS_IOC_INO_LOOKUP_USER
+_SUBVOL_SETFLAGS = 0x4008941A  # BTRFS_IOC_SUBVOL_SETFLAGS
+_SET_RECEIVED_SUBVOL = 0xC0C89425  # BTRFS_IOC_SET_RECEIVED_SUBVOL
 _GETFLAGS = 0x80086601  # FS_IOC_GETFLAGS
 _SETFLAGS = 0x40086602  # FS_IOC_SETFLAGS
 _NOCOW = 0x00800000  # FS_NOCOW_FL
 _READONLY = 1 << 0  # BTRFS_ROOT_SUBVOL_RDONLY, in the flags of the root item (btrfs_tree.h)
+_SUBVOL_RDONLY = 1 << 1  # BTRFS_SUBVOL_RDONLY, in those of the ioctls
+_SETTLED = 0x62747266
+"""Nanoseconds of the time of sending, more than a second has: says that a copy was on the disk when
+it got its Received UUID. The kernel keeps these numbers as they are given and does not use them."""
 
+_RECEIVED = struct.Struct("=16sQQQI4xQI4x136x")
 _SUBVOL_INFO = struct.Struct("=Q256s4Q16s16s16s4Q" + "QI4x" * 4 + "8Q")
 _ROOTREFS_PER_CALL = 255
 _ROOTREFS = struct.Struct(f"=Q{16 * _ROOTREFS_PER_CALL}sB7x")
@@ -49,6 +56,12 @@ class Subvolume:
     """The last transaction that changed something in it, once it is on the disk (see `sync`)."""
     created_in: int
     """The transaction that created it; of a snapshot, the one that it shows the state after."""
+    send_transid: int
+    """What `changed` was of the origin where it was sent from; 0 if it was never received."""
+    receive_transid: int
+    """The transaction in which it got its Received UUID, or lost it; 0 if neither."""
+    settled: bool
+    """Whether it was wholly on the disk when it got its Received UUID (see `set_received`)."""
     created: datetime | None
     """Time of creation, local with its offset from UTC; files that change don't move it."""
     readonly: bool
@@ -73,12 +86,19 @@ def create(path: Path) -> None:
 
 
 def snapshot(source: Path, target: Path, *, readonly: bool) -> None:
-    """Make a snapshot of a subvolume. The target must not exist.
+    """Make a snapshot of a subvolume, which never has a Received UUID. The target must not exist.
 
-    (The command would put the snapshot *into* a directory of that name.)
+    (The command would put the snapshot *into* a directory of that name.) A read-only snapshot
+    inherits the Received UUID of its source, which whoever owns that may set at any moment.
     """
-    flags = ["-r"] if readonly else []
+    inherits = readonly and info(source).received_uuid is not None
+    flags = ["-r"] if readonly and not inherits else []
     command.run(["btrfs", "subvolume", "snapshot", *flags, str(source), str(target)])
+    if inherits:
+        with _Directory(target) as descriptor:
+            _set_readonly(descriptor, readonly=True)
+    elif readonly and info(target).received_uuid is not None:
+        set_received(target, None, 0)
 
 
 def send_command(path: Path, *, parent: Path | None, compressed: bool) -> list[str]:
@@ -141,8 +161,8 @@ def info(path: Path) -> Subvolume:
     with _Directory(path) as descriptor:
         answer = fcntl.ioctl(descriptor, _GET_SUBVOL_INFO, bytes(_SUBVOL_INFO.size))
     (tree, _name, _parent, _directory, _generation, flags, uuid, parent_uuid, received_uuid,
-     changed, created_in, _strans, _rtrans, _ctime, _ctime_ns, otime, otime_ns,
-     *_rest) = _SUBVOL_INFO.unpack(answer)  # fmt: skip
+     changed, created_in, sent, received_in, _ctime, _ctime_ns, otime, otime_ns,
+     _stime, stime_ns, *_rest) = _SUBVOL_INFO.unpack(answer)  # fmt: skip
     return Subvolume(
         tree=tree,
         uuid=UUID(bytes=uuid),
@@ -150,9 +170,34 @@ def info(path: Path) -> Subvolume:
         received_uuid=UUID(bytes=received_uuid) if any(received_uuid) else None,
         changed=changed,
         created_in=created_in,
+        send_transid=sent,
+        receive_transid=received_in,
+        settled=stime_ns == _SETTLED,
         created=datetime.fromtimestamp(otime + otime_ns / 1e9).astimezone() if otime else None,
         readonly=bool(flags & _READONLY),
     )
+
+
+def set_received(path: Path, uuid: UUID | None, send_transid: int) -> None:
+    """Give a read-only subvolume an identity and a version, or take them; it stays read-only.
+
+    Only for what is known to be on the disk, after a `sync`: later, a `changed` after its
+    `receive_transid` betrays a change. For a moment it is writable.
+    """
+    with _Directory(path) as descriptor:
+        _set_readonly(descriptor, readonly=False)
+        try:
+            number = uuid.bytes if uuid else bytes(16)
+            mark = _SETTLED if uuid else 0
+            request = bytearray(_RECEIVED.pack(number, send_transid, 0, 0, mark, 0, 0))
+            fcntl.ioctl(descriptor, _SET_RECEIVED_SUBVOL, request)
+        finally:
+            _set_readonly(descriptor, readonly=True)
+
+
+def _set_readonly(descriptor: int, *, readonly: bool) -> None:
+    flags = _SUBVOL_RDONLY if readonly else 0
+    fcntl.ioctl(descriptor, _SUBVOL_SETFLAGS, struct.pack("=Q", flags))
 
 
 def sync(path: Path) -> None:

@@ -145,6 +145,9 @@ def subvolume(uuid: UUID, received: UUID | None = None) -> Subvolume:
         received_uuid=received,
         changed=1,
         created_in=1,
+        send_transid=0,
+        receive_transid=0,
+        settled=False,
         created=None,
         readonly=True,
     )
