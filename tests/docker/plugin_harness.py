@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.docker.harness import Host
 from tests.support.docker import Dockerd
 from tests.support.machine import DATA, PATH, REPOSITORY, SSH_PORT, Machine
+from tests.support.manual import text
 from tests.support.network import Network
 from tests.support.wait import wait_until
 
@@ -17,7 +18,6 @@ NAME = "anybox/buttervolume"
 DRIVER = f"{NAME}:latest"
 SSH = f"{DATA}/ssh"
 CONFIG = f"{DATA}/config"
-README = REPOSITORY / "README.rst"
 PLUGINS = "/var/lib/docker/plugins"
 CONTEXT = ("setup.py", "pyproject.toml", "README.rst", "LICENSE", "buttervolume", "docker")
 """What a checkout must hold for build.sh."""
@@ -200,11 +200,11 @@ class PluginHost(Host):
         return dict(pair.split("=", 1) for pair in pairs)
 
 
-def readme_functions() -> str:
+def shell_functions() -> str:
     """The shell functions of the manual."""
-    text = README.read_text()
-    found = re.search(r"^ +drunc\(\) \{.*?^ +buttervolume\(\) \{.*?^ +\}$", text, re.M | re.S)
-    assert found, "README.rst has no shell functions drunc and buttervolume"
+    page = text("howto/plugin")
+    found = re.search(r"^ +drunc\(\) \{.*?^ +buttervolume\(\) \{.*?^ +\}$", page, re.M | re.S)
+    assert found, "the manual has no shell functions drunc and buttervolume"
     return found[0]
 
 

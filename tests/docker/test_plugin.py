@@ -5,7 +5,7 @@ from time import monotonic
 
 import pytest
 
-from tests.docker.plugin_harness import CONFIG, DRIVER, NAME, SETTINGS, PluginHost, readme_functions
+from tests.docker.plugin_harness import CONFIG, DRIVER, NAME, SETTINGS, PluginHost, shell_functions
 from tests.support.machine import DATA
 from tests.support.wait import wait_until
 
@@ -121,13 +121,13 @@ def test_the_command_line_of_the_host_finds_the_plugin(plugin: PluginHost) -> No
 
 def test_the_functions_of_the_manual_run_it_inside_of_the_plugin(plugin: PluginHost) -> None:
     plugin.create("db")
-    script = f"{readme_functions()}\nbuttervolume snapshot db && buttervolume snapshots db"
+    script = f"{shell_functions()}\nbuttervolume snapshot db && buttervolume snapshots db"
 
     snapshot, listed = plugin.machine.run("bash", "-c", script).stdout.split()
 
     assert snapshot == listed
     assert plugin.snapshot_path(snapshot).exists()
-    script = f"{readme_functions()}\nbuttervolume rm nothing@2026; echo $?; buttervolume --version"
+    script = f"{shell_functions()}\nbuttervolume rm nothing@2026; echo $?; buttervolume --version"
     failed = plugin.machine.run("sh", "-c", script)
     assert re.fullmatch(r"1\nbuttervolume [0-9]\S+\n", failed.stdout)
     assert "nothing@2026" in failed.stderr
@@ -140,7 +140,7 @@ def test_the_functions_of_the_manual_find_the_runc_of_an_old_docker(plugin: Plug
     machine.write("/run/shim/runc", '#!/bin/sh\necho "$@"\n')
     machine.run("chmod", "+x", "/run/shim/runc")
     hide = "mount -t tmpfs none /run/docker/runtime-runc; PATH=/run/shim:$PATH"
-    script = f"{hide}\n{readme_functions()}\nbuttervolume snapshots"
+    script = f"{hide}\n{shell_functions()}\nbuttervolume snapshots"
 
     called = machine.run("unshare", "--mount", "sh", "-c", script).stdout
 
