@@ -37,7 +37,7 @@ class BuildWithDocuments(build_py):
 
 setup(
     name="buttervolume",
-    version="3.14.0.dev0",
+    version="3.15.0.dev0",
     description="Docker volume plugin that keeps each volume in a BTRFS subvolume",
     long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
@@ -66,6 +66,7 @@ setup(
             "mypy==2.4.*",
             "pytest",
             "ruff==0.17.*",
+            "sphinx==9.0.*",
             "types-docutils",
             "types-requests",
             "types-tqdm",

@@ -21,7 +21,7 @@ LONGEST_SOCKET_PATH = 107
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting, checked. README.rst and config.ini.example explain them to users."""
+    """Every setting, checked. The manual and config.ini.example explain them to users."""
 
     drivername: str
     volumes_path: Path

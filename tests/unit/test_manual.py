@@ -123,6 +123,13 @@ def test_every_endpoint_is_listed_and_every_listed_endpoint_exists() -> None:
         assert f"/{rule}" in page
 
 
+def test_every_room_of_the_map_is_there() -> None:
+    rooms = re.findall(r"^``(\w+/\w+)``  ", text("design/index"), re.MULTILINE)
+    assert len(rooms) > 20
+    for room in rooms:
+        assert (TOP / f"buttervolume/{room}.py").exists(), room
+
+
 def test_every_volume_option_is_listed() -> None:
     page = text("reference/volumes")
     for word in ("copyonwrite", "compression", "true", "false", "zlib", "lzo", "zstd"):
