@@ -55,6 +55,14 @@ class Stalled(ButtervolumeError):
         super().__init__(f"nothing moved for {seconds:g} seconds, so the transfer was ended")
 
 
+class TooMuchOutput(ButtervolumeError):
+    """A program printed more than anybody needs."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"it printed more than {limit >> 20} MiB")
+
+
 class Cancelled(ButtervolumeError):
     """A transfer was ended because somebody asked for that."""
 

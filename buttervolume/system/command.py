@@ -1,11 +1,14 @@
-"""The only door to other programs: a short command, a pipeline, a long command that reports."""
+"""The only door to other programs: a short command, a pipeline, a long command that reports.
+
+What a program prints may be decided by a container or by another host. It is capped while it is
+printed: of messages the beginning and the end are kept, and too long an output is a failure.
+"""
 
 import fcntl
 import os
 import select
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +16,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from buttervolume.errors import Cancelled, CommandFailed, PipelineFailed, Stalled
+from buttervolume.errors import (
+    Cancelled,
+    CommandFailed,
+    PipelineFailed,
+    Stalled,
+    TooMuchOutput,
+)
 
 PIPE = subprocess.PIPE
 _TICK = 0.2
@@ -26,8 +35,18 @@ that end when this process dies, by SIGKILL too. The kernel looks at the thread 
 (PR_SET_PDEATHSIG in prctl(2)), and that one waits for it."""
 _NOTABLE = 1 << 16
 """Bytes: more than the keepalives of an ssh on which nothing else moves, in minutes."""
+LONGEST_OUTPUT = 16 << 20
+"""Bytes: more on its standard output is a failure of a program."""
+_KEPT_OF_MESSAGES = 4 << 10
+"""Bytes that are kept of the beginning, and of the end, of what a program says to stderr."""
+_LONGEST_MESSAGES = 1 << 20
+"""Bytes that a short command may say to stderr; what it says beyond is lost."""
+_LAST_WORDS = 2.0
+"""Seconds to wait for what an ended program has printed, while something that it has left behind
+could still print more."""
 _PIPE_SIZE = 1 << 20
 """Bytes: the most that a pipe can hold, unless the administrator has allowed more (pipe(7))."""
+_ADD_SEALS, _SEAL_SHRINK, _SEAL_GROW = 1033, 2, 4  # linux/fcntl.h
 
 
 def environment() -> dict[str, str]:
@@ -46,7 +65,7 @@ def run(argv: Sequence[str]) -> str:
     has ended.
     """
     try:
-        with _memory_file() as stdout, _memory_file() as stderr:
+        with _memory_file(LONGEST_OUTPUT) as stdout, _memory_file(_LONGEST_MESSAGES) as stderr:
             pid = os.posix_spawnp(
                 argv[0],
                 list(argv),
@@ -59,17 +78,102 @@ def run(argv: Sequence[str]) -> str:
                 setsigdef=[signal.SIGPIPE],  # which Python ignores, and programs don't expect to
             )
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            printed, said = _written(stdout), _written(stderr)
+            if printed == LONGEST_OUTPUT:
+                raise CommandFailed(argv, status, str(TooMuchOutput(LONGEST_OUTPUT)))
             if status != 0:
-                raise CommandFailed(argv, status, _read(stderr))
-            return _read(stdout)
+                messages = _Messages()
+                messages.add(os.pread(stderr.fileno(), said, 0))
+                raise CommandFailed(argv, status, messages.text())
+            return os.pread(stdout.fileno(), printed, 0).decode(errors="replace")
     except OSError as error:
         hint = " (it may not be installed)" if isinstance(error, FileNotFoundError) else ""
         raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}{hint}") from error
 
 
-def _memory_file() -> IO[bytes]:
-    """A file for what a short command prints."""
-    return open(os.memfd_create("output"), "w+b", buffering=0)
+@contextmanager
+def _memory_file(size: int) -> Iterator[IO[bytes]]:
+    """A file for what a short command prints, which can grow no longer than this (F_SEAL_GROW in
+    fcntl(2)). What is not written takes no memory."""
+    with open(os.memfd_create("output", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "w+b", 0) as file:
+        os.ftruncate(file.fileno(), size)
+        fcntl.fcntl(file, _ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW)
+        yield file
+
+
+def _written(file: IO[bytes]) -> int:
+    """How much has been written to a memory file: its offset is the one of the command, too."""
+    return os.lseek(file.fileno(), 0, os.SEEK_CUR)
+
+
+class _Messages:
+    """The beginning and the end of what a program says to stderr."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._tail = b""
+        self._length = 0
+
+    def add(self, said: bytes) -> None:
+        """Take note of more."""
+        self._length += len(said)
+        missing = _KEPT_OF_MESSAGES - len(self._head)
+        self._head += said[:missing]
+        self._tail = (self._tail + said[missing:])[-_KEPT_OF_MESSAGES:]
+
+    def text(self) -> str:
+        """What is known of it, with a note of how much is not."""
+        lost = self._length - len(self._head) - len(self._tail)
+        note = f"\n… and {lost:,} more bytes …\n".encode() if lost else b""
+        return (self._head + note + self._tail).decode(errors="replace")
+
+
+class _Reader(threading.Thread):
+    """Reads what a long command prints, so that it is never held up, and keeps what may be kept.
+
+    It ends when all that could print has ended, or when it is closed.
+    """
+
+    def __init__(self, stdout: IO[bytes] | None, stderr: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.printed = bytearray()
+        self.messages = _Messages()
+        self.overflowed = False
+        self._stdout = stdout
+        self._stderr = stderr
+        self._closing = os.eventfd(0)
+
+    def run(self) -> None:
+        """Read until the end."""
+        poll = select.poll()
+        poll.register(self._closing, select.POLLIN)
+        streams = [stream for stream in (self._stdout, self._stderr) if stream]
+        for stream in streams:
+            poll.register(stream, select.POLLIN)
+        while streams:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self._closing in ready:
+                break
+            for stream in [s for s in streams if s.fileno() in ready]:
+                data = os.read(stream.fileno(), 1 << 16)
+                if stream is self._stderr:
+                    self.messages.add(data)
+                else:
+                    self.printed += data
+                    self.overflowed = len(self.printed) > LONGEST_OUTPUT
+                if not data or (self.overflowed and stream is self._stdout):
+                    poll.unregister(stream)
+                    streams.remove(stream)
+                    stream.close()
+
+    def close(self) -> None:
+        """Read no more."""
+        os.eventfd_write(self._closing, 1)
+        self.join()
+        os.close(self._closing)
+        for stream in (self._stdout, self._stderr):
+            if stream:
+                stream.close()
 
 
 class Flow:
@@ -93,9 +197,9 @@ class Flow:
 class Process:
     """A long command; at the end of the `with` block it has ended, by force if need be.
 
-    Its messages go to a file, since nobody reads a pipe while the command works. It has a session
-    of its own: no terminal that it or what it starts could ask for a password, no Ctrl-C meant for
-    the daemon, and one signal ends it with all that it has started.
+    What it says is read all the time. It has a session of its own: no terminal that it or what it
+    starts could ask for a password, no Ctrl-C meant for the daemon, and one signal ends it with all
+    that it has started.
     """
 
     def __init__(
@@ -107,29 +211,31 @@ class Process:
         """`stdin` and `stdout` are as in `subprocess.Popen`; without `stdout`, the output is kept
         for `output`."""
         self.argv = argv
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self.popen = subprocess.Popen(
                 [*_IN_THE_BACKGROUND, *argv],
                 stdin=stdin,
-                stdout=self._stdout if stdout is None else stdout,
-                stderr=self._stderr,
+                stdout=PIPE if stdout is None else stdout,
+                stderr=PIPE,
                 env=environment(),
                 start_new_session=True,
             )
         except OSError as error:
-            self._stderr.close()
-            self._stdout.close()
             raise CommandFailed(argv, 127, f"{error.filename}: {error.strerror}") from error
+        assert self.popen.stderr is not None
+        self._reader = _Reader(self.popen.stdout if stdout is None else None, self.popen.stderr)
+        self._reader.start()
 
     def __enter__(self) -> "Process":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in (self.popen.stdin, self.popen.stdout, self._stderr, self._stdout):
-            if stream is not None:
-                stream.close()
+        if self.popen.stdin is not None:
+            with suppress(BrokenPipeError):  # what was not taken is of no use now
+                self.popen.stdin.close()
+        self._reader.close()
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGTERM)
             try:
@@ -139,8 +245,9 @@ class Process:
                 self.popen.wait()
 
     def output(self) -> str:
-        """What it has printed so far."""
-        return _read(self._stdout)
+        """What it has printed, once it has ended."""
+        self._reader.join(_LAST_WORDS)
+        return self._reader.printed.decode(errors="replace")
 
     def written(self) -> int:
         """How many bytes it has written to wherever, as far as the kernel tells (proc(5))."""
@@ -152,11 +259,13 @@ class Process:
 
     def wait(self, flow: Flow, limit: float, moved: Callable[[], int] = lambda: 0) -> None:
         """Wait for the end, and let the flow know meanwhile what has `moved`, in bytes. Raises
-        Cancelled, or Stalled after `limit` seconds in which nothing worth mentioning did."""
+        Cancelled, TooMuchOutput, or Stalled after `limit` seconds in which nothing worth mentioning
+        did."""
         last_move, until_then = time.monotonic(), moved()
         with _pidfd(self) as descriptor:
             while not _poll(descriptor, select.POLLIN):
                 flow.check()
+                self._check_output()
                 by_now = moved()
                 flow.moved = max(flow.moved, by_now)
                 if by_now >= until_then + _NOTABLE:
@@ -165,16 +274,20 @@ class Process:
                     raise Stalled(limit)
             flow.moved = max(flow.moved, moved())
         self.popen.wait()
+        self._reader.join(_LAST_WORDS)
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self._reader.overflowed:
+            raise TooMuchOutput(LONGEST_OUTPUT)
 
     def failure(self) -> CommandFailed | None:
         """How it failed, once it has ended."""
         status = self.popen.returncode
-        return CommandFailed(self.argv, status, _read(self._stderr)) if status else None
-
-
-def _read(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
+        if not status:
+            return None
+        self._reader.join(_LAST_WORDS)
+        return CommandFailed(self.argv, status, self._reader.messages.text())
 
 
 @contextmanager
@@ -213,7 +326,7 @@ def pipe(
 
     One pipe joins them, as in a shell, so that nothing of the way is ours. `moved` tells how many
     bytes have come out of it at the other end. Raises PipelineFailed if either end fails, Stalled
-    if none worth mentioning does for `stall` seconds, Cancelled.
+    if none worth mentioning does for `stall` seconds, TooMuchOutput, Cancelled.
     """
     out_of_pipe, into_pipe = os.pipe()
     with ExitStack() as stack:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from buttervolume.errors import Cancelled, CommandFailed, PipelineFailed, Stalled
+from buttervolume.errors import (
+    Cancelled,
+    CommandFailed,
+    PipelineFailed,
+    Stalled,
+    TooMuchOutput,
+)
 from buttervolume.system import command
 from buttervolume.system.command import Flow, Process
 from tests.support.wait import wait_until
@@ -292,3 +298,89 @@ with Process(["sh", "-c", {script!r}]) as process:
         pid = int(wait_until(lambda: pid_file.exists() and pid_file.read_text()))
         parent.kill()
     wait_until(lambda: not is_running(pid), what="the command to be gone")
+
+
+# Programs that print more than anybody needs
+
+
+def chatter(count: int, last: str) -> str:
+    """Says so many lines to stderr, between a first and a last word."""
+    return f"(echo cause; yes filler | head -n {count}; echo {last}) >&2"
+
+
+def failure_of(run_it: Callable[[list[str]], object], script: str) -> CommandFailed:
+    """How it fails to run a script."""
+    with pytest.raises((CommandFailed, PipelineFailed)) as caught:
+        run_it(sh(script))
+    error = caught.value
+    if isinstance(error, PipelineFailed):
+        return error.failures[0]
+    assert isinstance(error, CommandFailed)
+    return error
+
+
+def as_a_process(argv: list[str]) -> None:
+    with Process(argv) as process:
+        process.wait(Flow(), PATIENT)
+        failure = process.failure()
+    assert failure is not None
+    raise failure
+
+
+@pytest.mark.parametrize(
+    "run_it",
+    [
+        command.run,
+        as_a_process,
+        lambda argv: command.watch(argv, Flow(), lambda _: None),
+        lambda argv: pipe(argv, ["cat"]),
+        lambda argv: pipe(["true"], argv),
+    ],
+)
+def test_of_endless_messages_the_beginning_and_the_end_are_kept(
+    run_it: Callable[[list[str]], object],
+) -> None:
+    failure = failure_of(run_it, f"{chatter(100_000, 'the last word')}; exit 3")
+    assert failure.status == 3
+    assert failure.stderr.startswith("cause\nfiller\n")
+    assert failure.stderr.endswith("filler\nthe last word")
+    assert "more bytes …" in failure.stderr
+    assert len(failure.stderr) < 9000
+
+
+def test_short_messages_are_kept_whole() -> None:
+    for count in (0, 1, 500, 1100):
+        with pytest.raises(CommandFailed) as failure:
+            command.run(sh(f"{chatter(count, 'end')}; exit 1"))
+        assert failure.value.stderr == "\n".join(["cause", *["filler"] * count, "end"])
+
+
+def test_an_endless_output_is_a_failure_and_fills_neither_memory_nor_disk() -> None:
+    with pytest.raises(CommandFailed, match="more than 16 MiB"):
+        command.run(["cat", "/dev/zero"])
+    for sink in (["cat", "/dev/zero"], sh("cat /dev/zero; exec sleep 1000")):
+        with pytest.raises(TooMuchOutput):
+            pipe(["true"], sink)
+    with Process(["cat", "/dev/zero"]) as process, pytest.raises(TooMuchOutput):
+        process.wait(Flow(), PATIENT)
+
+
+def test_an_output_of_the_longest_length_is_none_too_long() -> None:
+    size = command.LONGEST_OUTPUT - 1
+    argv = ["head", "-c", str(size), "/dev/zero"]
+    assert len(command.run(argv)) == size
+    assert len(pipe(["true"], argv)) == size
+
+
+def test_a_program_that_says_much_while_it_works_is_not_held_up() -> None:
+    source = sh(f"{chatter(300_000, 'end')}; echo data")
+    assert pipe(source, sh(f"cat; {chatter(300_000, 'end')}")) == "data\n"
+
+
+def test_what_an_ended_program_has_left_behind_is_not_waited_for() -> None:
+    started = time.monotonic()
+    with Process(sh("setsid sleep 20 & echo done; exit 1")) as process:
+        process.wait(Flow(), PATIENT)
+        assert process.failure() is not None
+        assert process.output() == "done\n"
+    assert time.monotonic() - started < 10
