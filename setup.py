@@ -58,6 +58,9 @@ setup(
         "requests>=2.28",
         "requests-unixsocket>=0.3",
         "tqdm>=4.64",
+        "humanize>=4.4",
+        "tabulate>=0.8.9",
+        "wcwidth>=0.2.5",
     ],
     extras_require={
         "test": [
@@ -69,6 +72,7 @@ setup(
             "sphinx==9.0.*",
             "types-docutils",
             "types-requests",
+            "types-tabulate",
             "types-tqdm",
             "types-waitress",
         ],

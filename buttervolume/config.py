@@ -34,6 +34,8 @@ class Config:
     """Seconds between two rounds of the scheduler."""
     dtformat: str
     loglevel: int
+    min_free: float
+    """The share of free space below which it is a problem."""
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
@@ -92,6 +94,13 @@ def _date_format(value: str) -> str:
     return value
 
 
+def _share(value: str) -> float:
+    number = value.removesuffix("%")
+    if value.endswith("%") and number.isascii() and number.isdigit() and int(number) < 100:
+        return int(number) / 100
+    raise ValueError("a whole number from 0% to 99%")
+
+
 def _log_level(value: str) -> int:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     if value.upper() not in levels:
@@ -112,6 +121,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "TIMER": ("60", _whole_number(1, 86400)),
     "DTFORMAT": ("%Y-%m-%dT%H:%M:%S.%f", _date_format),
     "LOGLEVEL": ("INFO", _log_level),
+    "MIN_FREE": ("10%", _share),
     SSH_PORT: ("1122", _whole_number(1, 65535)),
 }
 

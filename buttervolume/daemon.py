@@ -17,7 +17,7 @@ from typing import Any
 from waitress.channel import ClientDisconnected
 from waitress.server import create_server
 
-from buttervolume.api import driver, management
+from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import NoAnswer, create_app
 from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
@@ -25,6 +25,7 @@ from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.observer import Observer
 from buttervolume.services import Services
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
@@ -72,8 +73,17 @@ def run(config: Config) -> None:
             replication=replication,
             schedule=schedule,
             scheduler=scheduler,
+            observer=Observer(
+                volumes,
+                catalog,
+                schedule,
+                scheduler,
+                transfers,
+                timer=config.timer,
+                min_free=config.min_free,
+            ),
         )
-        endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS)
+        endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS)
         server = Server(create_app(services, endpoints, THREADS // 4))
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)

@@ -6,6 +6,7 @@ from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.observer import Observer
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
@@ -24,3 +25,4 @@ class Services:
     replication: Replication
     schedule: Schedule
     scheduler: Scheduler
+    observer: Observer

@@ -1,12 +1,11 @@
 """What the command line asks for beside Docker's calls; names and keys as in the original 3.x."""
 
-import time
 from collections.abc import Sequence
 
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
 from buttervolume.errors import enumerated
-from buttervolume.hosts.transfers import Transfer
 from buttervolume.jobs.schedule import Purge
+from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
 
@@ -21,11 +20,11 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
     """The snapshots, of one volume or all."""
     volume = body.optional_text("Name") if volume is None else volume
     found = services.catalog.list(volume)
-    answer: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    listed: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
     if found.incomplete:
         copies = ", ".join(map(str, found.incomplete))
-        answer["Warning"] = f"being received, or left by a transfer that failed: {copies}"
-    return answer
+        listed["Warning"] = f"being received, or left by a transfer that failed: {copies}"
+    return listed
 
 
 def remove_snapshot(services: Services, body: Body) -> Answer:
@@ -63,7 +62,7 @@ def synchronize(services: Services, body: Body) -> Answer:
 
 def list_transfers(services: Services, _: Body) -> Answer:
     """What is being transferred."""
-    return {"Transfers": [_describe(t) for t in services.transfers.list()]}
+    return {"Transfers": [answer.transfer(t) for t in services.transfers.list()]}
 
 
 def cancel_transfer(services: Services, body: Body) -> Answer:
@@ -122,22 +121,6 @@ def resume_jobs(services: Services, _: Body) -> Answer:
     """Resume all jobs."""
     services.schedule.resume_all()
     return {}
-
-
-def _describe(transfer: Transfer) -> Answer:
-    seconds = time.monotonic() - transfer.started
-    return {
-        "Id": transfer.number,
-        "Operation": transfer.operation,
-        "Volume": transfer.volume,
-        "Snapshot": transfer.snapshot,
-        "Host": transfer.host,
-        "Parent": transfer.parent,
-        "Phase": transfer.phase,
-        "Bytes": transfer.flow.moved,
-        "BytesPerSecond": round(transfer.flow.moved / seconds) if seconds else 0,
-        "Seconds": round(seconds, 1),
-    }
 
 
 def _warning(left_out: Sequence[str]) -> Answer:

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from buttervolume.config import Config
 
 Call = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command prints on success, and whether what it shows is as it should be."""
+
+    lines: list[str]
+    is_well: bool = True
 
 
 class Exit(IntEnum):
@@ -136,9 +145,21 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def _status(call: Call, arguments: argparse.Namespace) -> Outcome:
+    from buttervolume.cli import seeing
+
+    return Outcome(*seeing.status(call, arguments))
+
+
+def _transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli import seeing
+
+    return seeing.transfers(call, arguments)
+
+
 _LOCAL: dict[str, Callable[["Config", argparse.Namespace], list[str]]]
 _LOCAL = {"init": _init, "run": _run}
-_BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str]]]
+_BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str] | Outcome]]
 _BY_DAEMON = {
     "snapshot": _snapshot,
     "snapshots": _snapshots,
@@ -150,15 +171,18 @@ _BY_DAEMON = {
     "purge": _purge,
     "schedule": _schedule,
     "scheduled": _scheduled,
+    "status": _status,
+    "transfers": _transfers,
 }
 
 
-def _perform(arguments: argparse.Namespace) -> list[str]:
-    """Do what a command is for and return the lines to print."""
+def _perform(arguments: argparse.Namespace) -> Outcome:
+    """Do what a command is for."""
     config = configuration.load(os.environ)
     if arguments.command in _LOCAL:
-        return _LOCAL[arguments.command](config, arguments)
-    return _BY_DAEMON[arguments.command](_caller(config), arguments)
+        return Outcome(_LOCAL[arguments.command](config, arguments))
+    outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
+    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):  # no name is too odd for any terminal
             sys.stdout.reconfigure(errors="backslashreplace")
-        for line in _perform(arguments):
+        outcome = _perform(arguments)
+        for line in outcome.lines:
             print(line)
         sys.stdout.flush()
     except argparse.ArgumentTypeError as error:
@@ -188,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    return Exit.DONE
+    return Exit.DONE if outcome.is_well else Exit.FAILED
 
 
 def _caller(config: "Config") -> Call:

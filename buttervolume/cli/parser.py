@@ -140,7 +140,31 @@ def build_parser() -> argparse.ArgumentParser:
         "scheduled pause",
     )
     command.add_argument("what", nargs="?", choices=["list", "pause", "resume"], default="list")
+
+    command = add(
+        "status",
+        "Show what is wrong, and how every job stands",
+        "status",
+        "status db",
+        "status --json",
+        details="Exits with 1 if there is a problem, of the volume or of the whole host, so that "
+        "a monitoring system can run it.",
+    )
+    _add_json(command)
+    command.add_argument("volume", nargs="?")
+
+    command = add(
+        "transfers",
+        "List the transfers under way: operation, snapshot or volume, host, bytes, seconds",
+        "transfers",
+        "transfers --json",
+    )
+    _add_json(command)
     return parser
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the daemon's answer, exactly")
 
 
 class _Version(argparse.Action):

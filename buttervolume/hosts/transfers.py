@@ -28,6 +28,11 @@ class Transfer:
     started: float = field(default_factory=time.monotonic)
     """Seconds of the monotonic clock."""
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self.started
+
 
 class Transfers:
     """All transfers under way, whoever asked for them."""

@@ -46,6 +46,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         timer=60,
         dtformat="%Y-%m-%dT%H:%M:%S.%f",
         loglevel=logging.INFO,
+        min_free=0.1,
         ssh_port=1122,
     )
 
@@ -77,6 +78,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "TIMER": "1",
         "DTFORMAT": "%Y%m%d-%H%M%S",
         "LOGLEVEL": "debug",
+        "MIN_FREE": "5%",
     }
     expected = Config(
         drivername="me/buttervolume:1",
@@ -89,6 +91,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         timer=1,
         dtformat="%Y%m%d-%H%M%S",
         loglevel=logging.DEBUG,
+        min_free=0.05,
         ssh_port=1122,
     )
 
@@ -148,6 +151,10 @@ BAD = [
     ("LOGLEVEL", "LOUD", "DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     ("LOGLEVEL", "10", "DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     ("LOGLEVEL", "NOTSET", "DEBUG, INFO"),
+    ("MIN_FREE", "100%", "from 0% to 99%"),
+    ("MIN_FREE", "10", "from 0% to 99%"),
+    ("MIN_FREE", "-1%", "from 0% to 99%"),
+    ("MIN_FREE", "1.5%", "from 0% to 99%"),
     ("VOLUMES_PATH", "volumes", "absolute path"),
     ("VOLUMES_PATH", "~/volumes", "absolute path"),
     ("SNAPSHOTS_PATH", "./s", "absolute path"),

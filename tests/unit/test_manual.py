@@ -12,7 +12,7 @@ import docutils.nodes
 import pytest
 
 from buttervolume import config
-from buttervolume.api import driver, management
+from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app
 from buttervolume.cli.parser import build_parser
 from buttervolume.services import Services
@@ -112,7 +112,7 @@ def test_every_key_is_explained_and_every_explained_key_exists() -> None:
 def test_every_endpoint_is_listed_and_every_listed_endpoint_exists() -> None:
     app = create_app(
         create_autospec(Services, instance=True),
-        (*driver.ENDPOINTS, *management.ENDPOINTS),
+        (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS),
         transfer_limit=1,
     )
     page = text("reference/api")

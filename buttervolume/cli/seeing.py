@@ -1,0 +1,145 @@
+"""The commands that show how everything stands: one call each, then a table or JSON."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+
+from buttervolume.cli.printing import (
+    Cell,
+    Colour,
+    age,
+    as_json,
+    line,
+    size,
+    table,
+    until,
+)
+
+Call = Callable[..., dict[str, Any]]
+
+_STATES = {
+    "ok": Colour.GOOD,
+    "running": Colour.GOOD,
+    "new": Colour.PLAIN,
+    "paused": Colour.DIM,
+    "waiting": Colour.DIM,
+    "late": Colour.BAD,
+    "failing": Colour.BAD,
+}
+
+
+def status(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
+    """What `status` prints, and whether all is well."""
+    answer = call("VolumeDriver.Status", Name=arguments.volume)
+    if arguments.json:
+        return as_json(answer), answer["Healthy"]
+    now = datetime.fromisoformat(answer["Now"])
+    lines = list(_problems(answer["Problems"], now))
+    lines += _filesystem(answer["Filesystem"])
+    if answer["Paused"]:
+        lines.append("all jobs are paused")
+    if answer["Jobs"]:
+        lines += ["", *_jobs(answer["Jobs"], now)]
+    if arguments.volume is not None:
+        lines += _copies(answer["Volumes"], now)
+    if answer["Transfers"]:
+        lines += ["", line("under way", Colour.TITLE), *_transfers(answer["Transfers"])]
+    return lines, answer["Healthy"]
+
+
+def _problems(problems: Iterable[dict[str, Any]], now: datetime) -> Iterable[str]:
+    rows = [
+        [
+            Cell(problem["Kind"], Colour.BAD),
+            problem["Volume"] or "",
+            problem["Action"] or "",
+            age(problem["Since"], now) if problem["Since"] else "",
+            problem["Message"],
+        ]
+        for problem in problems
+    ]
+    if not rows:
+        yield line("all is well", Colour.GOOD)
+        return
+    yield line(f"{len(rows)} problem{'s' if len(rows) > 1 else ''}", Colour.BAD)
+    yield from table(["PROBLEM", "VOLUME", "JOB", "SINCE", "MESSAGE"], rows)
+    yield ""
+
+
+def _filesystem(space: dict[str, Any] | None) -> Iterable[str]:
+    if space is not None:
+        metadata = space["MetadataUsed"] / (space["MetadataSize"] or 1)
+        share = space["Free"] / (space["Size"] or 1)
+        yield (
+            f"{size(space['Free'])} of {size(space['Size'])} free ({share:.0%}), "
+            f"{metadata:.0%} of the metadata used"
+        )
+
+
+def _jobs(jobs: Iterable[dict[str, Any]], now: datetime) -> list[str]:
+    rows = [
+        [
+            job["Name"],
+            job["Action"],
+            Cell(job["State"], _STATES.get(job["State"], Colour.PLAIN)),
+            age(job["LastSuccess"], now),
+            _next_run(job, now),
+            job["Message"] or job["Outcome"],
+        ]
+        for job in jobs
+    ]
+    return table(["VOLUME", "JOB", "STATE", "LAST SUCCESS", "NEXT RUN", "MESSAGE"], rows)
+
+
+def _next_run(job: dict[str, Any], now: datetime) -> str:
+    if job["RunningSince"]:
+        return f"since {age(job['RunningSince'], now).removesuffix(' ago')}"
+    if job["State"] in ("paused", "waiting"):
+        return "-"
+    return until(job["NextRun"] or now.isoformat(), now)
+
+
+def _copies(volumes: Iterable[dict[str, Any]], now: datetime) -> Iterable[str]:
+    rows = [
+        [volume["Name"], copy["Host"], copy["Snapshot"], age(copy["Taken"], now)]
+        for volume in volumes
+        for copy in volume["Hosts"]
+    ]
+    if rows:
+        yield ""
+        yield from table(["VOLUME", "HOST", "NEWEST COPY", "TAKEN"], rows)
+
+
+def _transfers(transfers: Iterable[dict[str, Any]]) -> list[str]:
+    rows = [
+        [
+            transfer["Operation"],
+            transfer["Snapshot"] or transfer["Volume"],
+            transfer["Host"],
+            transfer["Phase"],
+            size(transfer["Bytes"]),
+            f"{size(transfer['BytesPerSecond'])}/s",
+        ]
+        for transfer in transfers
+    ]
+    return table(["OPERATION", "WHAT", "HOST", "PHASE", "MOVED", "SPEED"], rows)
+
+
+def transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `transfers` prints: plainly, one a line."""
+    answer = call("VolumeDriver.Transfers")
+    if arguments.json:
+        return as_json(answer)
+    return [
+        " ".join(
+            [
+                transfer["Operation"],
+                transfer["Snapshot"] or transfer["Volume"],
+                transfer["Host"],
+                str(transfer["Bytes"]),
+                f"{transfer['Seconds']:.0f}",
+            ]
+        )
+        for transfer in answer["Transfers"]
+    ]

@@ -1,0 +1,1 @@
+"""What is going on: pure functions of plain facts, which the edges only render."""

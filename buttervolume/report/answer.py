@@ -1,0 +1,101 @@
+"""The report as plain data, for JSON. It is a contract: keys are added, none is ever removed."""
+
+from datetime import datetime
+from typing import Any
+
+from buttervolume.hosts.transfers import Transfer
+from buttervolume.report.status import JobStatus, Problem, Report, VolumeStatus
+from buttervolume.system.space import Space
+from buttervolume.words import shortened
+
+Data = dict[str, Any]
+
+
+def report(status: Report) -> Data:
+    """Everything."""
+    return {
+        "Now": _moment(status.now),
+        "Healthy": not status.problems,
+        "Alive": status.is_alive,
+        "Problems": [problem(each) for each in status.problems],
+        "Filesystem": None if status.space is None else _space(status.space, status.min_free),
+        "Paused": status.paused,
+        "Jobs": [_job(each) for each in status.jobs],
+        "Volumes": [_volume(each) for each in status.volumes],
+        "Transfers": [transfer(each) for each in status.transfers],
+        "Partial": [str(name) for name in status.partial],
+    }
+
+
+def problem(each: Problem) -> Data:
+    """One problem."""
+    return {
+        "Kind": each.kind,
+        "Volume": each.volume,
+        "Action": each.action,
+        "Since": _moment(each.since),
+        "Message": shortened(each.message),
+    }
+
+
+def _space(space: Space, min_free: float) -> Data:
+    return {
+        "Size": space.size,
+        "Free": space.free,
+        "MinFree": round(min_free * space.size),
+        "MetadataSize": space.metadata_size,
+        "MetadataUsed": space.metadata_used,
+        "ReadOnly": space.read_only,
+        "Devices": [
+            {"Path": device.path, "Errors": dict(device.errors)} for device in space.devices
+        ],
+    }
+
+
+def _job(status: JobStatus) -> Data:
+    memory = status.memory
+    return {
+        "Name": status.job.volume,
+        "Action": status.job.action,
+        "Timer": str(status.job.minutes),
+        "State": status.state,
+        "LastSuccess": _moment(memory.last_success),
+        "Outcome": memory.outcome,
+        "NextRun": _moment(status.next_run),
+        "RunningSince": _moment(status.running_since),
+        "Failures": memory.failures,
+        "FirstFailure": _moment(memory.first_failure),
+        "LastFailure": _moment(memory.last_failure),
+        "Message": shortened(memory.message),
+    }
+
+
+def _volume(status: VolumeStatus) -> Data:
+    return {
+        "Name": status.name,
+        "Exists": status.exists,
+        **status.holdings.data,
+        "Jobs": status.jobs,
+        "Problems": status.problems,
+    }
+
+
+def transfer(each: Transfer) -> Data:
+    """A transfer under way."""
+    seconds = each.seconds
+    return {
+        "Id": each.number,
+        "Operation": each.operation,
+        "Volume": each.volume,
+        "Snapshot": each.snapshot,
+        "Host": each.host,
+        "Parent": each.parent,
+        "Phase": each.phase,
+        "Bytes": each.flow.moved,
+        "BytesPerSecond": round(each.flow.moved / seconds) if seconds else 0,
+        "Seconds": round(seconds, 1),
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")

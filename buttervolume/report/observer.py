@@ -1,0 +1,87 @@
+"""Where the facts of a report come from: the one part of this floor that looks."""
+
+import threading
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+
+from buttervolume.errors import VolumesUnavailable
+from buttervolume.hosts.transfers import Transfers
+from buttervolume.jobs.schedule import Schedule
+from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.names import Snapshot
+from buttervolume.report.status import Facts, Holdings, Report, index, report
+from buttervolume.store.catalog import Catalog, Listing
+from buttervolume.store.volumes import Volumes
+from buttervolume.system import space
+
+
+class Observer:
+    """Looks at everything and changes nothing; this is all that a read-only edge needs."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        catalog: Catalog,
+        schedule: Schedule,
+        scheduler: Scheduler,
+        transfers: Transfers,
+        *,
+        timer: int,
+        min_free: float,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`timer` is in seconds, `min_free` a share."""
+        self._volumes = volumes
+        self._catalog = catalog
+        self._schedule = schedule
+        self._scheduler = scheduler
+        self._transfers = transfers
+        self._timer = timedelta(seconds=timer)
+        self._min_free = min_free
+        self._now = now
+        # protects what follows: the index of a list of snapshots, made anew when that has changed
+        self._guard = threading.Lock()
+        self._indexed: tuple[Snapshot, ...] = ()
+        self._holdings: dict[str, Holdings] = {}
+
+    def report(self) -> Report:
+        """How everything stands now. Raises OperationFailed if the schedule cannot be read."""
+        return report(self.observe())
+
+    def observe(self) -> Facts:
+        """The facts of this moment; of a filesystem that is gone, that it is."""
+        contents = self._schedule.read()
+        volumes: Collection[str] = ()
+        listing = Listing((), ())
+        found = None
+        try:
+            self._volumes.check_available()
+            volumes = {name for name, _ in self._volumes.list()}
+            listing = self._catalog.list()
+            found = space.look(self._volumes.path)
+        except (OSError, VolumesUnavailable):
+            found = None
+        return Facts(
+            now=self._now(),
+            timer=self._timer,
+            min_free=self._min_free,
+            volumes=volumes,
+            holdings=self._index(listing.snapshots),
+            partial=listing.incomplete,
+            jobs=contents.jobs,
+            paused=contents.paused,
+            unreadable=[
+                line.text.strip()
+                for line in contents.lines
+                if line.job is None and line.text.strip()
+            ],
+            activity=self._scheduler.activity(),
+            transfers=self._transfers.list(),
+            space=found,
+        )
+
+    def _index(self, snapshots: tuple[Snapshot, ...]) -> dict[str, Holdings]:
+        with self._guard:
+            if snapshots is not self._indexed:
+                self._indexed, self._holdings = snapshots, index(snapshots, self._holdings)
+            return self._holdings

@@ -1,0 +1,438 @@
+"""The report: what is wrong, and how everything stands. Pure: nothing here looks anywhere."""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+from buttervolume.hosts.transfers import Transfer
+from buttervolume.jobs.schedule import Job, Purge, Replicate, Take
+from buttervolume.jobs.scheduler import Activity, Memory
+from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.system.space import Space
+
+NEARLY_FULL = 0.9
+"""The share of metadata in use that is a problem: deleting takes metadata, too."""
+MOST_PARTIAL_COPIES = 3
+AHEAD = timedelta(hours=1)
+"""How far in the future a snapshot's date may be: summer time ends with an hour said twice."""
+
+
+class State(StrEnum):
+    """How a job stands."""
+
+    OK = "ok"
+    RUNNING = "running"
+    LATE = "late"
+    """Its last success is older than twice its period and a round of the scheduler."""
+    FAILING = "failing"
+    PAUSED = "paused"
+    WAITING = "waiting"
+    """There is no such volume."""
+    NEW = "new"
+
+
+class Kind(StrEnum):
+    """What a problem is about. These names are part of the API: none is ever renamed."""
+
+    UNAVAILABLE = "unavailable"
+    READ_ONLY = "read-only"
+    SPACE = "space"
+    METADATA = "metadata"
+    DEVICE = "device"
+    SCHEDULER = "scheduler"
+    FAILING = "failing"
+    LATE = "late"
+    UNPROTECTED = "unprotected"
+    CLOCK = "clock"
+    PARTIAL = "partial"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that somebody has to look at."""
+
+    kind: Kind
+    message: str
+    volume: str | None = None
+    """None for what concerns the whole host."""
+    action: str | None = None
+    """The job's, if it is about one."""
+    since: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes two reports' problems the same one, however its message has changed."""
+        return self.kind, self.volume or "", self.action or ""
+
+
+class Copy(NamedTuple):
+    """What another host has of a volume, by its newest marker here."""
+
+    host: str
+    snapshot: str
+    taken: datetime | None
+    """Local time, as in the name."""
+    lag: timedelta | None
+    """How much younger the newest snapshot here is; None if a date cannot be read."""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """The snapshots of one volume, and what is to be said of them in short."""
+
+    snapshots: tuple[Snapshot, ...] = ()
+    """All, by moment; with the markers."""
+
+    @cached_property
+    def count(self) -> int:
+        """How many there are, without markers."""
+        return sum(snapshot.name.host is None for snapshot in self.snapshots)
+
+    @cached_property
+    def _newest(self) -> Snapshot | None:
+        own = (snapshot for snapshot in reversed(self.snapshots) if snapshot.name.host is None)
+        return next(own, None)
+
+    @property
+    def newest(self) -> SnapshotName | None:
+        """The newest by its date."""
+        return None if self._newest is None else self._newest.name
+
+    @cached_property
+    def taken(self) -> datetime | None:
+        """When the newest was, local time."""
+        return None if self._newest is None else self._newest.taken
+
+    @cached_property
+    def copies(self) -> tuple[Copy, ...]:
+        """The newest copy on each host, by host."""
+        markers = {s.name.host: s for s in self.snapshots if s.name.host is not None}
+        return tuple(self._copy(host, marker) for host, marker in sorted(markers.items()))
+
+    def _copy(self, host: str, marker: Snapshot) -> Copy:
+        lag = None
+        if marker.taken is not None and self.taken is not None:
+            lag = max(self.taken - marker.taken, timedelta())
+        return Copy(host, f"{marker.name.volume}@{marker.name.date}", marker.taken, lag)
+
+    @cached_property
+    def data(self) -> dict[str, object]:
+        """What an answer says of it; made once, since most have not changed since the last one."""
+        return {
+            "Snapshots": self.count,
+            "LastSnapshot": None if self.newest is None else str(self.newest),
+            "LastTaken": with_offset(self.taken),
+            "Hosts": [
+                {
+                    "Host": copy.host,
+                    "Snapshot": copy.snapshot,
+                    "Taken": with_offset(copy.taken),
+                    "Lag": None if copy.lag is None else round(copy.lag.total_seconds()),
+                }
+                for copy in self.copies
+            ],
+        }
+
+
+class VolumeStatus(NamedTuple):
+    """How one volume stands."""
+
+    name: str
+    exists: bool
+    """Copies of other hosts' volumes have no volume here."""
+    holdings: Holdings
+    jobs: int = 0
+    problems: int = 0
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How one job stands; times are in UTC."""
+
+    job: Job
+    state: State
+    memory: Memory
+    running_since: datetime | None
+    next_run: datetime | None
+    """None for one that is due at once, is paused, or waits for its volume."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report is made of, as it was found at one moment."""
+
+    now: datetime
+    """With an offset."""
+    timer: timedelta
+    """Between two rounds of the scheduler."""
+    min_free: float
+    """The share of free space below which it is a problem."""
+    volumes: Collection[str]
+    holdings: Mapping[str, Holdings]
+    partial: Sequence[SnapshotName]
+    """Copies that are not whole."""
+    jobs: Sequence[Job]
+    """One for each volume that a row of the schedule is for."""
+    paused: bool
+    """Whether all of them are."""
+    unreadable: Sequence[str]
+    """Rows of the schedule that nobody understands."""
+    activity: Activity
+    transfers: Sequence[Transfer]
+    space: Space | None
+    """None if the filesystem is gone."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How everything stands at one moment."""
+
+    now: datetime
+    problems: tuple[Problem, ...]
+    """Those of the whole host first."""
+    volumes: tuple[VolumeStatus, ...]
+    """By name; those that are only copies, too."""
+    jobs: tuple[JobStatus, ...]
+    """In the order of the schedule."""
+    transfers: tuple[Transfer, ...]
+    partial: tuple[SnapshotName, ...]
+    space: Space | None
+    min_free: float
+    paused: bool
+    """Whether all jobs are."""
+    is_alive: bool
+    """Whether the volumes are there and the scheduler goes its rounds."""
+    by_volume: Mapping[str, VolumeStatus] = field(repr=False, compare=False, default_factory=dict)
+
+    @property
+    def local(self) -> datetime:
+        """The moment in the clock of the snapshots' names."""
+        return local(self.now)
+
+    def of_volume(self, volume: str) -> "Report":
+        """What concerns one volume, with what concerns the whole host."""
+        return replace(
+            self,
+            problems=tuple(p for p in self.problems if p.volume in (None, volume)),
+            volumes=tuple(v for v in self.volumes if v.name == volume),
+            jobs=tuple(j for j in self.jobs if j.job.volume == volume),
+            transfers=tuple(t for t in self.transfers if t.volume == volume),
+            partial=tuple(name for name in self.partial if name.volume == volume),
+        )
+
+
+def local(moment: datetime) -> datetime:
+    """A moment as the names of snapshots say it: local, without its offset."""
+    return moment.astimezone().replace(tzinfo=None)
+
+
+def with_offset(moment: datetime | None) -> str | None:
+    """A moment of a snapshot's name in ISO 8601, with its offset from UTC."""
+    return None if moment is None else f"{moment.isoformat(timespec='seconds')}{_offset(moment)}"
+
+
+def _offset(moment: datetime) -> str:
+    return _offset_in_hour(moment.year, moment.month, moment.day, moment.hour)
+
+
+@lru_cache(maxsize=10_000)
+def _offset_in_hour(year: int, month: int, day: int, hour: int) -> str:
+    """The offset from UTC in an hour of local time; what tens of thousands of
+    snapshots would ask the C library for, one by one. Clocks are shifted at whole hours."""
+    moment = datetime(year, month, day, hour).astimezone()
+    return moment.isoformat(timespec="minutes")[16:]
+
+
+def index(
+    snapshots: Sequence[Snapshot], known: Mapping[str, Holdings] | None = None
+) -> dict[str, Holdings]:
+    """The snapshots of each volume; they come by volume, then moment. What has not changed since
+    an index that is `known` is not made again."""
+    known = known or {}
+    volumes = [snapshot.name.volume for snapshot in snapshots]
+    found = {}
+    start = 0
+    while start < len(volumes):
+        volume = volumes[start]
+        end = bisect_right(volumes, volume, start)
+        group = tuple(snapshots[start:end])
+        before = known.get(volume)
+        unchanged = before is not None and before.snapshots == group
+        found[volume] = before if before is not None and unchanged else Holdings(group)
+        start = end
+    return found
+
+
+def report(facts: Facts) -> Report:
+    """Make the report."""
+    jobs = tuple(_job(job, facts) for job in facts.jobs)
+    problems = [
+        *_of_the_host(facts),
+        *_of_jobs(jobs, facts),
+        *_unprotected(facts),
+        *_clock(facts),
+    ]
+    counts: dict[str | None, int] = {}
+    for problem in problems:
+        counts[problem.volume] = counts.get(problem.volume, 0) + 1
+    jobs_of: dict[str, int] = {}
+    for each in jobs:
+        jobs_of[each.job.volume] = jobs_of.get(each.job.volume, 0) + 1
+    nothing = Holdings()
+    existing = set(facts.volumes)
+    by_volume = {
+        name: VolumeStatus(
+            name,
+            name in existing,
+            facts.holdings.get(name, nothing),
+            jobs_of.get(name, 0),
+            counts.get(name, 0),
+        )
+        for name in sorted(existing | facts.holdings.keys())
+    }
+    return Report(
+        now=facts.now,
+        problems=tuple(problems),
+        volumes=tuple(by_volume.values()),
+        jobs=jobs,
+        transfers=tuple(facts.transfers),
+        partial=tuple(facts.partial),
+        space=facts.space,
+        min_free=facts.min_free,
+        paused=facts.paused,
+        is_alive=facts.space is not None and not _is_stuck(facts),
+        by_volume=by_volume,
+    )
+
+
+# Jobs
+
+
+def _job(job: Job, facts: Facts) -> JobStatus:
+    memory = facts.activity.memories.get(job.key, Memory())
+    running_since = facts.activity.running.get(job.key)
+    state = _state(job, memory, running_since is not None, facts)
+    idle = state in (State.PAUSED, State.WAITING)
+    return JobStatus(job, state, memory, running_since, None if idle else _next_run(job, memory))
+
+
+def _state(job: Job, memory: Memory, is_running: bool, facts: Facts) -> State:
+    if is_running:
+        return State.RUNNING
+    if facts.paused or not job.active:
+        return State.PAUSED
+    if not _has_its_volume(job, facts):
+        return State.WAITING
+    if memory.failures:
+        return State.FAILING
+    if memory.last_success is None:
+        return State.NEW
+    return State.LATE if _is_late(job, memory, facts) else State.OK
+
+
+def _has_its_volume(job: Job, facts: Facts) -> bool:
+    """Snapshots that were received are purged where there is no volume."""
+    if job.volume in facts.volumes or facts.space is None:
+        return True
+    return isinstance(job.task, Purge) and job.volume in facts.holdings
+
+
+def _is_late(job: Job, memory: Memory, facts: Facts) -> bool:
+    if memory.last_success is None:
+        return False
+    return facts.now > _second_after(job, memory.last_success) + facts.timer
+
+
+def _second_after(job: Job, moment: datetime) -> datetime:
+    """When a job is to run the second time after a moment."""
+    return moment + 2 * job.period
+
+
+def _next_run(job: Job, memory: Memory) -> datetime | None:
+    """When a job is due; None if at once, since it never ran."""
+    if memory.last_failure is not None:
+        wait = timedelta(minutes=2 ** min(memory.failures - 1, 40))
+        return memory.last_failure + min(wait, job.period)
+    return None if memory.last_success is None else memory.last_success + job.period
+
+
+def _of_jobs(jobs: Iterable[JobStatus], facts: Facts) -> Iterable[Problem]:
+    for each in jobs:
+        job, memory = each.job, each.memory
+        if each.state is State.FAILING:
+            times = "once" if memory.failures == 1 else f"{memory.failures} times in a row"
+            message = f"has failed {times}: {memory.message}"
+            since = memory.first_failure
+            yield Problem(Kind.FAILING, message, job.volume, job.action, since)
+        late = each.state in (State.LATE, State.RUNNING) and _is_late(job, memory, facts)
+        if late and not facts.paused and job.active and memory.last_success:
+            running = ", and is running now" if each.state is State.RUNNING else ""
+            message = f"has not succeeded for more than twice its period{running}"
+            due = _second_after(job, memory.last_success)
+            yield Problem(Kind.LATE, message, job.volume, job.action, due)
+
+
+def _unprotected(facts: Facts) -> Iterable[Problem]:
+    """A volume with jobs is meant to be kept; without a snapshot there is nothing to keep."""
+    protects: dict[str, bool] = {}
+    for job in facts.jobs:
+        so_far = protects.get(job.volume, False)
+        protects[job.volume] = so_far or isinstance(job.task, (Take, Replicate))
+    for volume, is_protected in sorted(protects.items()):
+        if not is_protected and volume in facts.volumes:
+            message = "has jobs, but none that makes a copy of it (snapshot, replicate)"
+            yield Problem(Kind.UNPROTECTED, message, volume)
+
+
+def _clock(facts: Facts) -> Iterable[Problem]:
+    now = local(facts.now)
+    for volume, holdings in facts.holdings.items():
+        if holdings.taken is not None and holdings.taken > now + AHEAD:
+            message = f"{holdings.newest} is in the future: is the clock right?"
+            yield Problem(Kind.CLOCK, message, volume)
+
+
+# The host
+
+
+def _of_the_host(facts: Facts) -> Iterable[Problem]:
+    if facts.space is None:
+        yield Problem(Kind.UNAVAILABLE, "the directory of the volumes, or its filesystem, is gone")
+    else:
+        yield from _of_space(facts.space, facts.min_free)
+    if _is_stuck(facts):
+        seconds = round(facts.activity.since_round)
+        yield Problem(Kind.SCHEDULER, f"the scheduler has made no round for {seconds} seconds")
+    if len(facts.partial) > MOST_PARTIAL_COPIES:
+        message = f"{len(facts.partial)} copies are not whole: transfers failed, or are under way"
+        yield Problem(Kind.PARTIAL, message)
+    if facts.unreadable:
+        count = len(facts.unreadable)
+        rows = "1 row" if count == 1 else f"{count} rows"
+        message = f"{rows} of the schedule cannot be understood, the first is {facts.unreadable[0]}"
+        yield Problem(Kind.UNREADABLE, message)
+
+
+def _is_stuck(facts: Facts) -> bool:
+    return facts.activity.since_round > 3 * facts.timer.total_seconds() + 60
+
+
+def _of_space(space: Space, min_free: float) -> Iterable[Problem]:
+    if space.read_only:
+        yield Problem(Kind.READ_ONLY, "the filesystem is read-only: see the log of the kernel")
+    if space.free < min_free * space.size:
+        message = f"{space.free / space.size:.1%} of the filesystem is free, less than MIN_FREE"
+        yield Problem(Kind.SPACE, message)
+    if space.metadata_used > NEARLY_FULL * space.metadata_size:
+        share = space.metadata_used / space.metadata_size
+        yield Problem(Kind.METADATA, f"{share:.0%} of what can be metadata is used")
+    for device in space.devices:
+        errors = ", ".join(f"{count} {kind}" for kind, count in device.errors.items() if count)
+        if errors:
+            message = f"{device.path}: {errors} errors; see 'btrfs device stats'"
+            yield Problem(Kind.DEVICE, message, action=device.path)

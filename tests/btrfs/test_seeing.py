@@ -1,0 +1,197 @@
+"""`status` and its kin daemonst a real daemon on a real BTRFS."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buttervolume.system import space
+from tests.btrfs.conftest import StartDaemon
+from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, btrfs, subvolume
+from tests.support.filesystem import loop_btrfs
+from tests.support.wait import wait_until
+
+
+def seen_on_a_terminal(daemon: Daemon, columns: int, *arguments: str, **environ: str) -> str:
+    """What a command prints on a terminal of so many columns."""
+    controller, terminal = pty.openpty()
+    shown = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "buttervolume", *arguments],
+        env=daemon.environ | {"COLUMNS": str(columns), "TERM": "xterm"} | environ,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    ):
+        os.close(terminal)
+        try:
+            while piece := os.read(controller, 1 << 16):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+    os.close(controller)
+    return shown.decode()
+
+
+def states(daemon: Daemon) -> dict[str, str]:
+    jobs = daemon.call("Status")["Jobs"]
+    return {f"{job['Action']} {job['Name']}": job["State"] for job in jobs}
+
+
+def problems(daemon: Daemon) -> list[tuple[str, str | None]]:
+    return [(p["Kind"], p["Volume"]) for p in daemon.call("Status")["Problems"]]
+
+
+def old(volume: str, age: timedelta) -> str:
+    return f"{volume}@{(datetime.now() - age).strftime(DATE_FORMAT)}"
+
+
+def test_all_is_well_says_the_first_line_and_the_exit_status(daemon: Daemon) -> None:
+    daemon.call("Create", Name="db")
+
+    done = daemon.cli("status")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "all is well"
+    assert "GiB free" in done.stdout
+
+
+def test_last_nights_backup_failed_and_everybody_hears_why(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(BUTTERVOLUME_TIMER="1", SSH_PORT="1")
+    daemon.call("Create", Name="db")
+    daemon.call("Create", Name="web")
+    daemon.call("Schedule", Name="db", Action="replicate:127.0.0.1", Timer="60")
+    daemon.call("Schedule", Name="web", Action="snapshot", Timer="60")
+    wait_until(lambda: "failing" in states(daemon).values(), what="the job to fail")
+    wait_until(lambda: states(daemon)["snapshot web"] == "ok", what="the other to succeed")
+
+    everything, of_db, of_web = (daemon.cli("status", *which) for which in ((), ("db",), ("web",)))
+
+    assert (everything.returncode, of_db.returncode, of_web.returncode) == (1, 1, 0)
+    assert everything.stdout.splitlines()[0] == "1 problem"
+    assert re.search(r"^failing +db +replicate:127\.0\.0\.1 .*127\.0\.0\.1: ", of_db.stdout, re.M)
+    assert "replicate" not in of_web.stdout
+    row = next(job for job in daemon.call("Status")["Jobs"] if job["Name"] == "db")
+    assert row["Failures"] >= 1
+    assert datetime.fromisoformat(row["NextRun"]) > datetime.fromisoformat(row["LastFailure"])
+
+
+def test_the_json_is_the_endpoints_answer(daemon: Daemon) -> None:
+    daemon.call("Create", Name="db")
+    name = daemon.call("Snapshot", Name="db")["Snapshot"]
+
+    printed: dict[str, Any] = json.loads(daemon.cli("status", "--json").stdout)
+
+    answered = daemon.call("Status")
+    assert set(printed) == set(answered) - {"Err"}
+    assert printed["Volumes"] == answered["Volumes"]
+    (volume,) = printed["Volumes"]
+    assert (volume["Name"], volume["Snapshots"], volume["LastSnapshot"]) == ("db", 1, name)
+    assert datetime.fromisoformat(volume["LastTaken"]).tzinfo is not None
+
+
+def test_a_volume_that_nobody_knows_is_an_error_and_copies_alone_are_none(
+    daemon: Daemon, place: Place
+) -> None:
+    subvolume(place.directory / "one")
+    btrfs("subvolume", "snapshot", "-r", place.directory / "one", place.snapshots / "away@1")
+
+    unknown, known = daemon.cli("status", "nobody"), daemon.cli("status", "away")
+
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "nobody: no such volume" in unknown.stderr
+    assert known.returncode == 0
+    assert daemon.refused("Status", Name="a/b")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_table_fits_the_terminal_and_is_whole_in_a_pipe(daemon: Daemon, columns: int) -> None:
+    long = "v" * 120
+    daemon.call("Create", Name=long)
+    daemon.call("Schedule", Name=long, Action="purge:1h:1d", Timer="60")
+
+    shown = seen_on_a_terminal(daemon, columns, "status", NO_COLOR="1")
+    piped = daemon.cli("status").stdout
+
+    table = [line for line in shown.splitlines() if " free (" not in line]
+    assert any(line.startswith("PROBLEM") for line in table)
+    assert max(map(len, table)) <= columns
+    assert long in piped
+
+
+def test_colour_is_for_terminals_alone_and_for_those_who_want_it(daemon: Daemon) -> None:
+    assert "\x1b[" in seen_on_a_terminal(daemon, 80, "status")
+    assert "\x1b[" not in seen_on_a_terminal(daemon, 80, "status", NO_COLOR="1")
+    assert "\x1b[" not in daemon.cli("status").stdout
+
+
+def test_a_hostile_name_stays_on_its_line(daemon: Daemon, place: Place) -> None:
+    odd = "a\u2028b\u202ec \x20"
+    subvolume(place.volumes / odd)
+    name = f"{odd}@x\u2028y"
+    btrfs("subvolume", "snapshot", "-r", place.volumes / odd, place.snapshots / name)
+    daemon.call("Schedule", Name=odd, Action="purge:1h:1d", Timer="60")
+
+    done = daemon.cli("status")
+
+    assert done.returncode == 1
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    assert "a\\u2028b\\u202ec" in done.stdout
+
+
+def test_a_filesystem_that_is_gone_is_said_so_instead_of_silence(
+    daemon: Daemon, place: Place
+) -> None:
+    daemon.call("Create", Name="db")
+    place.volumes.rename(place.directory / "elsewhere")
+    try:
+        done = daemon.cli("status")
+    finally:
+        (place.directory / "elsewhere").rename(place.volumes)
+
+    assert done.returncode == 1
+    assert "unavailable" in done.stdout
+
+
+def test_the_clock_is_behind(daemon: Daemon, place: Place) -> None:
+    daemon.call("Create", Name="db")
+    path = place.snapshots / old("db", timedelta(days=-2))
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", path)
+
+    assert problems(daemon) == [("clock", "db")]
+
+
+def test_partial_copies_and_rows_that_nobody_understands(daemon: Daemon, place: Place) -> None:
+    for number in range(4):
+        subvolume(place.snapshots / f"db@{number}")
+    Path(daemon.environ["BUTTERVOLUME_SCHEDULE"]).write_text("db,snapsot,60\n")
+
+    assert problems(daemon) == [("partial", None), ("unreadable", None)]
+    assert len(daemon.call("Status")["Partial"]) == 4
+
+
+def test_a_filesystem_without_room_and_one_that_is_read_only(tmp_path: Path) -> None:
+    with loop_btrfs(tmp_path, size="256M") as mount_point:
+        before = space.look(mount_point)
+        (mount_point / "file").write_bytes(os.urandom(64 << 20))
+        btrfs("filesystem", "sync", mount_point)
+        after = space.look(mount_point)
+        subprocess.run(["mount", "-o", "remount,ro", mount_point], check=True)
+
+        assert before.size == after.size == 256 << 20
+        assert before.free - after.free >= 60 << 20
+        assert shutil.disk_usage(mount_point).free == after.free
+        assert not after.read_only
+        assert space.look(mount_point).read_only
+        assert 0 < after.metadata_used < after.metadata_size
+        (device,) = after.devices
+        assert device.path.startswith("/dev/")
+        assert set(device.errors.values()) == {0}
