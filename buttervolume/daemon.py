@@ -79,6 +79,7 @@ def run(config: Config) -> None:
                 schedule,
                 scheduler,
                 transfers,
+                snapshots.in_transfer.held,
                 timer=config.timer,
                 min_free=config.min_free,
             ),

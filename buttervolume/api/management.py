@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.api.seeing import details_of_snapshots
 from buttervolume.errors import enumerated
 from buttervolume.jobs.schedule import Purge
 from buttervolume.report import answer
@@ -21,6 +22,8 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
     volume = body.optional_text("Name") if volume is None else volume
     found = services.catalog.list(volume)
     listed: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    if body.flag("Details"):
+        listed |= details_of_snapshots(services, volume)
     if found.incomplete:
         copies = ", ".join(map(str, found.incomplete))
         listed["Warning"] = f"being received, or left by a transfer that failed: {copies}"

@@ -19,6 +19,18 @@ def status(services: Services, body: Body) -> Answer:
     return answer.report(report)
 
 
+def details_of_snapshots(services: Services, volume: str | None) -> Answer:
+    """The snapshots of one volume or all, without markers: which hosts have each, and until when
+    the volume's purge job keeps it."""
+    report = services.observer.report()
+    volumes = [each for each in report.volumes if volume in (None, each.name)]
+    details = []
+    for each in volumes:
+        outlook = services.observer.outlook(report, each.name)
+        details += answer.snapshots(each.holdings.snapshots, outlook)
+    return {"Now": report.now.isoformat(timespec="seconds"), "Details": details}
+
+
 _READ = ("GET", "POST")
 ENDPOINTS = (
     # it has to say so when the volumes are gone, and Docker never asks for it

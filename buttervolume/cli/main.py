@@ -63,6 +63,10 @@ def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
+    if arguments.long or arguments.json:
+        from buttervolume.cli import seeing
+
+        return seeing.snapshots(call, arguments)
     names: list[str] = call("VolumeDriver.Snapshot.List", Name=arguments.volume)["Snapshots"]
     return names
 
@@ -136,6 +140,10 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
         call(f"VolumeDriver.Schedule.{arguments.what.capitalize()}")
         return []
     answer = call("VolumeDriver.Schedule.List")
+    if arguments.json:
+        from buttervolume.cli.printing import as_json
+
+        return as_json(answer)
     if answer["Paused"]:
         print("buttervolume: all jobs are paused", file=sys.stderr)
     return [

@@ -51,8 +51,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("volume")
 
     command = add(
-        "snapshots", "List the snapshots, of one volume or all", "snapshots", "snapshots db"
+        "snapshots",
+        "List the snapshots, of one volume or all",
+        "snapshots",
+        "snapshots db",
+        "snapshots --long db",
     )
+    command.add_argument(
+        "-l",
+        "--long",
+        action="store_true",
+        help="as a table: age, the hosts that have it, how long the purge job keeps it",
+    )
+    _add_json(command)
     command.add_argument("volume", nargs="?")
 
     command = add(
@@ -139,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         "scheduled",
         "scheduled pause",
     )
+    _add_json(command)
     command.add_argument("what", nargs="?", choices=["list", "pause", "resume"], default="list")
 
     command = add(

@@ -126,6 +126,33 @@ def _transfers(transfers: Iterable[dict[str, Any]]) -> list[str]:
     return table(["OPERATION", "WHAT", "HOST", "PHASE", "MOVED", "SPEED"], rows)
 
 
+def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `snapshots --long` prints."""
+    answer = call("VolumeDriver.Snapshot.List", Name=arguments.volume, Details=True)
+    if arguments.json:
+        return as_json(answer)
+    now = datetime.fromisoformat(answer["Now"])
+    rows = [
+        [
+            each["Name"],
+            age(each["Taken"], now) if each["Taken"] else "",
+            ", ".join(each["Hosts"]),
+            _kept_until(each, now),
+            each["Reason"] or "",
+        ]
+        for each in answer["Details"]
+    ]
+    return table(["SNAPSHOT", "TAKEN", "HOSTS", "KEPT", "WHY"], rows)
+
+
+def _kept_until(snapshot: dict[str, Any], now: datetime) -> str | Cell:
+    if snapshot["Purged"]:
+        return Cell("until the next purge", Colour.BAD)
+    if snapshot["KeptUntil"] is None:
+        return ""
+    return f"for {until(snapshot['KeptUntil'], now).removeprefix('in ')}"
+
+
 def transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
     """What `transfers` prints: plainly, one a line."""
     answer = call("VolumeDriver.Transfers")

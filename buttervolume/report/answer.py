@@ -1,10 +1,13 @@
 """The report as plain data, for JSON. It is a contract: keys are added, none is ever removed."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from buttervolume.hosts.transfers import Transfer
-from buttervolume.report.status import JobStatus, Problem, Report, VolumeStatus
+from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.report.observer import Outlook
+from buttervolume.report.status import JobStatus, Problem, Report, VolumeStatus, with_offset
 from buttervolume.system.space import Space
 from buttervolume.words import shortened
 
@@ -99,3 +102,26 @@ def transfer(each: Transfer) -> Data:
 
 def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def snapshots(held: Iterable[Snapshot], outlook: Outlook | None) -> list[Data]:
+    """The snapshots of a volume without markers, each with the hosts that have it."""
+    hosts: dict[SnapshotName, list[str]] = {}
+    for snapshot in held:
+        if snapshot.name.host is not None:
+            hosts.setdefault(snapshot.name.snapshot, []).append(snapshot.name.host)
+    verdicts = {} if outlook is None else {v.name: v for v in outlook.forecast.verdicts}
+    ends = {} if outlook is None else outlook.forecast.ends
+    return [
+        {
+            "Name": str(snapshot.name),
+            "Volume": snapshot.name.volume,
+            "Taken": with_offset(snapshot.taken),
+            "Hosts": sorted(hosts.get(snapshot.name, [])),
+            "KeptUntil": with_offset(ends.get(str(snapshot.name))),
+            "Purged": snapshot.name in verdicts and not verdicts[snapshot.name].keep,
+            "Reason": verdicts[snapshot.name].reason if snapshot.name in verdicts else None,
+        }
+        for snapshot in held
+        if snapshot.name.host is None
+    ]

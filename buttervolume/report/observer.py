@@ -2,17 +2,37 @@
 
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from buttervolume.errors import VolumesUnavailable
 from buttervolume.hosts.transfers import Transfers
-from buttervolume.jobs.schedule import Schedule
+from buttervolume.jobs.schedule import Purge, Schedule
 from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.names import Snapshot
-from buttervolume.report.status import Facts, Holdings, Report, index, report
+from buttervolume.report.forecast import Forecast, forecast
+from buttervolume.report.status import (
+    Facts,
+    Holdings,
+    JobStatus,
+    Report,
+    index,
+    interval,
+    local,
+    report,
+)
 from buttervolume.store.catalog import Catalog, Listing
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import space
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is to come of a volume's snapshots."""
+
+    purge: JobStatus
+    """The job that deletes them."""
+    forecast: Forecast
 
 
 class Observer:
@@ -25,17 +45,20 @@ class Observer:
         schedule: Schedule,
         scheduler: Scheduler,
         transfers: Transfers,
+        in_transfer: Callable[[], Collection[str]],
         *,
         timer: int,
         min_free: float,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`timer` is in seconds, `min_free` a share."""
+        """`in_transfer` names the snapshots that are being sent; `timer` is in seconds, `min_free`
+        a share."""
         self._volumes = volumes
         self._catalog = catalog
         self._schedule = schedule
         self._scheduler = scheduler
         self._transfers = transfers
+        self._in_transfer = in_transfer
         self._timer = timedelta(seconds=timer)
         self._min_free = min_free
         self._now = now
@@ -47,6 +70,22 @@ class Observer:
     def report(self) -> Report:
         """How everything stands now. Raises OperationFailed if the schedule cannot be read."""
         return report(self.observe())
+
+    def outlook(self, report: Report, volume: str) -> Outlook | None:
+        """What the purge job of a volume in a report will do; None if there is no such job."""
+        jobs = [status for status in report.jobs if status.job.volume == volume]
+        purge = next((each for each in jobs if isinstance(each.job.task, Purge)), None)
+        held = report.by_volume.get(volume)
+        if purge is None or held is None or not isinstance(purge.job.task, Purge):
+            return None
+        ahead = forecast(
+            held.holdings.snapshots,
+            purge.job.task.pattern,
+            local(max(purge.next_run or report.now, report.now)),
+            interval(status.job for status in jobs),
+            self._in_transfer(),
+        )
+        return Outlook(purge, ahead)
 
     def observe(self) -> Facts:
         """The facts of this moment; of a filesystem that is gone, that it is."""

@@ -353,6 +353,12 @@ def _second_after(job: Job, moment: datetime) -> datetime:
     return moment + 2 * job.period
 
 
+def interval(jobs: Iterable[Job]) -> timedelta | None:
+    """The time between two snapshots that these jobs make; None if they make none."""
+    periods = [job.period for job in jobs if job.active and isinstance(job.task, (Take, Replicate))]
+    return min(periods, default=None)
+
+
 def _next_run(job: Job, memory: Memory) -> datetime | None:
     """When a job is due; None if at once, since it never ran."""
     if memory.last_failure is not None:

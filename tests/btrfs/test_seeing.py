@@ -195,3 +195,47 @@ def test_a_filesystem_without_room_and_one_that_is_read_only(tmp_path: Path) -> 
         (device,) = after.devices
         assert device.path.startswith("/dev/")
         assert set(device.errors.values()) == {0}
+
+
+# Snapshots
+
+
+def take_by_hand(place: Place, name: str) -> str:
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", place.snapshots / name)
+    return name
+
+
+def test_long_snapshots_tell_their_age_their_hosts_and_their_end(
+    daemon: Daemon, place: Place
+) -> None:
+    daemon.call("Create", Name="db")
+    doomed = take_by_hand(place, old("db", timedelta(days=9)))
+    sent = take_by_hand(place, old("db", timedelta(hours=5)))
+    take_by_hand(place, f"{sent}@backup")
+    newest = take_by_hand(place, old("db", timedelta(minutes=10)))
+    daemon.call("Schedule", Name="db", Action="purge:1h:7d", Timer="60")
+    daemon.call("Schedule", Name="db", Action="purge:1h:7d", Timer="pause")
+
+    listed = daemon.cli("snapshots", "-l", "db").stdout.splitlines()
+    answer = json.loads(daemon.cli("snapshots", "--json", "db").stdout)
+
+    assert [line.split()[0] for line in listed] == ["SNAPSHOT", doomed, sent, newest]
+    assert re.search(r"9 days ago +- +until the next purge +older than 7d", listed[1])
+    assert re.search(r"5 hours ago +backup +for 6 days", listed[2])
+    assert re.search(r"10 minutes ago +- +for", listed[3])
+    assert answer["Snapshots"] == [doomed, sent, f"{sent}@backup", newest]
+    assert [each["Hosts"] for each in answer["Details"]] == [[], ["backup"], []]
+    assert [each["Purged"] for each in answer["Details"]] == [True, False, False]
+
+
+def test_bare_snapshots_and_jobs_print_as_ever_and_as_json_their_answers(daemon: Daemon) -> None:
+    daemon.call("Create", Name="db")
+    name = daemon.call("Snapshot", Name="db")["Snapshot"]
+    daemon.call("Schedule", Name="db", Action="snapshot", Timer="60")
+
+    assert daemon.cli("snapshots").stdout == f"{name}\n"
+    assert daemon.cli("scheduled").stdout == "snapshot 60 db\n"
+    assert daemon.cli("transfers").stdout == ""
+    (job,) = json.loads(daemon.cli("scheduled", "--json").stdout)["Schedule"]
+    assert (job["Name"], job["Action"], job["Timer"]) == ("db", "snapshot", "60")
+    assert json.loads(daemon.cli("transfers", "--json").stdout) == {"Transfers": []}
