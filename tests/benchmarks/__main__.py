@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print the names and end")
     add("--quick", action="store_true", help="small numbers, to see whether it works")
     add("--no-original", action="store_true", help="leave the original out")
+    add("--compare", type=Path, metavar="FILE", help="show the table.csv of another run beside it")
     add("--output", type=Path, default=CACHE / "benchmarks", help="directory of the results")
     add("--directory", type=Path, help="where the disk images are made (a temporary directory)")
     return parser
@@ -102,9 +103,12 @@ def original(wanted: bool) -> Program | None:
         return None
 
 
-def write(rows: Sequence[Row], described: str, output: Path) -> None:
-    """Print the table, and write it, the CSV and the plot into a directory."""
+def write(rows: Sequence[Row], before: Sequence[Row], described: str, output: Path) -> None:
+    """Print the table, and that of two runs side by side if there was one before; write them, the
+    CSV and the plot into a directory."""
     text = f"{described}\n\n{report.table(rows)}\n"
+    if before:
+        text += f"\n{report.comparison(before, rows)}\n"
     sys.stdout.write(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.txt").write_text(text, encoding="utf-8")
@@ -124,6 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.geteuid() or not names:
         sys.stderr.write("it must be run as root, with names that --list knows\n")
         return 2
+    try:
+        before = report.read_csv(arguments.compare) if arguments.compare else []
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"cannot compare: {error}\n")
+        return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     described = machine()
     LOG.info("%s", described)
@@ -139,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Lab(Path(directory), sizes, ours, theirs) as lab,
     ):
         rows, failed = measure(names, lab)
-        write(rows, described, arguments.output)
+        write(rows, before, described, arguments.output)
     return 1 if failed else 0
 
 

@@ -10,7 +10,7 @@ from tests.benchmarks.measure import interleave, medians
 from tests.benchmarks.report import Goal, Row
 from tests.benchmarks.subjects import Subject
 
-QUESTION_GOAL = Goal(0.0007)
+QUESTION_GOAL = Goal(0.0005)
 
 
 def burst(endpoint: str, host: Host) -> float:
@@ -71,13 +71,13 @@ def _restore(_: Lab, subject: Subject) -> float:
 
 
 BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
-    "create": partial(_operations, "Create", Goal(1.5, "bare"), _create),
+    "create": partial(_operations, "Create", Goal(1.4, "bare"), _create),
     "get": partial(_questions, "Get"),
     "path": partial(_questions, "Path"),
     "mount": partial(_questions, "Mount"),
     "unmount": partial(_questions, "Unmount"),
-    "remove": partial(_operations, "Remove", Goal(1.5, "bare"), _remove),
-    "snapshot": partial(_operations, "Snapshot", Goal(1.3, "bare"), _snapshot),
-    "clone": partial(_operations, "Clone", None, _clone),
-    "restore": partial(_operations, "Restore", None, _restore),
+    "remove": partial(_operations, "Remove", Goal(1, "bare"), _remove),
+    "snapshot": partial(_operations, "Snapshot", Goal(1.25, "bare"), _snapshot),
+    "clone": partial(_operations, "Clone", Goal(1.25, "bare"), _clone),
+    "restore": partial(_operations, "Restore", Goal(1.3, "bare"), _restore),
 }

@@ -1,6 +1,9 @@
 """Many volumes, many snapshots."""
 
+import statistics
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -12,10 +15,17 @@ from tests.benchmarks.report import Goal, Row
 from tests.benchmarks.subjects import BARE_SNAPSHOTS, Api, among_volumes
 from tests.support.machine import DATA
 
-LIST_GOAL = Goal(0.1)
+LIST_GOAL = Goal(0.06)
 GROWTH_GOAL = Goal(1.2)
-PURGE_GOAL = Goal(1.5, "bare")
+PURGE_GOAL = Goal(1.2, "bare")
 DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%f"
+SCHEDULE = "/etc/buttervolume/schedule.csv"
+CLIENTS = 16
+TAKEN_A_SECOND = 20
+PAUSE = 0.002
+"""Seconds between two questions of one client: all ask at once, but not without a breath."""
+SETTLED = 1.0
+"""Seconds of processor time in twice that time that say that jobs are still being run."""
 SHORT = 1000
 """Purges of more than this take minutes: there are two rounds, and one for the original."""
 
@@ -129,6 +139,133 @@ def _list_snapshots(lab: Lab) -> list[Row]:
     ]
 
 
+def _growth_with_snapshots(lab: Lab) -> list[Row]:
+    """From few snapshots to a great many, of all the volumes in turn."""
+    host = lab.aged
+    names = [
+        f"{few(number % FEW)}@{name.partition('@')[2]}"
+        for number, name in enumerate(dated("", lab.sizes.snapshots))
+    ]
+    sizes = [FEW]
+    while sizes[-1] < lab.sizes.snapshots:
+        sizes.append(min(lab.sizes.snapshots, sizes[-1] * 10))
+    rows: list[Row] = []
+    present = 0
+    for number in sizes:
+        lab.fill_with_snapshots(host, names[present:number])
+        present = number
+        rows += _with_snapshots(lab, host, number)
+    return rows
+
+
+def _with_snapshots(lab: Lab, host: Host, number: int) -> list[Row]:
+    def first() -> float:
+        host.stop()
+        host.start()
+        return host.api.timed("VolumeDriver.Get", Name=few(0))
+
+    def snapshot() -> float:
+        seconds, name = Api(host).snapshot(few(1))
+        Api(host).remove_snapshot(name)
+        return seconds
+
+    measurements: dict[str, Measurement] = {
+        "Get, first after a start": first,
+        "Get": partial(burst, "Get", host),
+        "Snapshot.List of one volume": partial(
+            host.api.timed, "VolumeDriver.Snapshot.List/" + few(1)
+        ),
+        "Snapshot": snapshot,
+    }
+    goals = {"Get, first after a start": Goal(0.005), "Get": Goal(0.001)}
+    rows = []
+    for what, measurement in measurements.items():
+        found = medians(interleave(min(5, lab.sizes.commands), {"ours": measurement}))
+        rows.append(Row(f"{what}, {number:,} snapshots", found, goal=goals.get(what)))
+    return rows
+
+
+def _get_while_snapshots_are_taken(lab: Lab) -> list[Row]:
+    """Many clients ask all the time while a snapshot is taken every twentieth of a second."""
+    host, number = lab.large, 2 * lab.sizes.many
+    there = len(list(host.machine.path(SNAPSHOTS).iterdir()))
+    lab.fill_with_snapshots(host, dated(few(2), number)[: max(0, number - there)])
+    host.api.call("VolumeDriver.Snapshot.List")
+    over = time.monotonic() + lab.sizes.seconds
+
+    def take(_: int) -> list[float]:
+        connection = host.connect()
+        while time.monotonic() < over:
+            connection.call("VolumeDriver.Snapshot", Name=few(1))
+            time.sleep(1 / TAKEN_A_SECOND)
+        return []
+
+    def ask(client: int) -> list[float]:
+        connection, seconds = host.connect(), []
+        while time.monotonic() < over:
+            seconds.append(connection.timed("VolumeDriver.Get", Name=few(client % FEW)))
+            time.sleep(PAUSE)
+        return seconds
+
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        asking = [pool.submit(ask, client) for client in range(CLIENTS)]
+        pool.submit(take, 0).result()
+        found = [seconds for each in asking for seconds in each.result()]
+    what = f"Get, {number:,} snapshots, {TAKEN_A_SECOND} a second taken, {CLIENTS} clients"
+    return [
+        Row(f"{what}: median", {"ours": statistics.median(found)}, goal=Goal(0.001)),
+        Row(f"{what}: worst", {"ours": max(found)}, goal=Goal(0.02)),
+    ]
+
+
+def _status(lab: Lab) -> list[Row]:
+    """With jobs that are not run meanwhile."""
+    host, volumes, snapshots = lab.large, lab.sizes.many, 5 * lab.sizes.many
+    jobs = volumes // 10
+    lab.fill_with_volumes(host, volumes)
+    there = len(list(host.machine.path(SNAPSHOTS).iterdir()))
+    lab.fill_with_snapshots(host, dated(few(3), snapshots)[: max(0, snapshots - there)])
+    host.stop()
+    host.start(BUTTERVOLUME_TIMER=str(24 * 60 * 60))
+    rows = (f"{few(number)},snapshot,60" for number in range(jobs))
+    host.machine.write(SCHEDULE, "\n".join([*rows, ""]))
+    found = medians(
+        interleave(
+            min(lab.sizes.commands, 10), {"ours": partial(host.api.timed, "VolumeDriver.Status")}
+        )
+    )
+    host.machine.write(SCHEDULE, "")
+    host.stop()
+    host.start()
+    what = f"Status, {volumes:,} volumes, {snapshots:,} snapshots, {jobs:,} jobs"
+    return [Row(what, found, goal=Goal(0.2))]
+
+
+def _round(lab: Lab) -> list[Row]:
+    """The processor time of a look at the schedule, when nothing in it is due."""
+    host, volumes = lab.large, lab.sizes.many
+    jobs = volumes // 2
+    lab.fill_with_volumes(host, volumes)
+    rows = (f"{few(number)},purge:9y:10y,60" for number in range(jobs))
+    host.stop()
+    host.machine.write(SCHEDULE, "\n".join([*rows, ""]))
+    host.start(BUTTERVOLUME_TIMER="1")
+    used = host.processor_time()
+    while True:  # each job runs once
+        time.sleep(2 * SETTLED)
+        used, before = host.processor_time(), used
+        if used - before < SETTLED:
+            break
+    rounds = max(3, round(lab.sizes.seconds))
+    time.sleep(rounds)
+    per_round = (host.processor_time() - used) / rounds
+    host.stop()
+    host.machine.write(SCHEDULE, "")
+    host.start()
+    what = f"processor time of a round, {jobs:,} jobs, {volumes:,} volumes"
+    return [Row(what, {"ours": per_round})]
+
+
 def _memory_with_many(lab: Lab) -> list[Row]:
     """Once they have been listed: those snapshots that `list-snapshots` has made."""
     lab.fill_with_volumes(lab.large, lab.sizes.many)
@@ -193,6 +330,10 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "create-growth": _growth_of_create,
     "get-growth": _growth_of_get,
     "list-snapshots": _list_snapshots,
+    "snapshots-growth": _growth_with_snapshots,
+    "get-while-snapshots": _get_while_snapshots_are_taken,
+    "status": _status,
+    "round": _round,
     "memory-many": _memory_with_many,
     "purge-some": partial(_purge, lambda lab: lab.sizes.some),
     "purge-many": partial(_purge, lambda lab: lab.sizes.many),

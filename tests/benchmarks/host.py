@@ -41,9 +41,13 @@ class Runner:
         wait_until(lambda: self._socket.connect_ex(str(address)) == 0, what="the runner")
         self._stream = self._socket.makefile("rw", encoding="utf-8")
 
-    def time(self, *commands: Sequence[str], env: Mapping[str, str] | None = None) -> float:
-        """Run commands one after another, and return the seconds they took together."""
-        request = {"commands": [list(argv) for argv in commands], "env": dict(env or {})}
+    def time(
+        self, *commands: Sequence[str], env: Mapping[str, str] | None = None, sync: str = ""
+    ) -> float:
+        """Run commands one after another, sync a directory if one is given, and return the seconds
+        all that took."""
+        argvs = [list(argv) for argv in commands]
+        request = {"commands": argvs, "env": dict(env or {}), "sync": sync}
         self._stream.write(json.dumps(request) + "\n")
         self._stream.flush()
         answer = json.loads(self._stream.readline())
@@ -68,11 +72,14 @@ class Host:
         self.runner.run(["mkdir", "-p", VOLUMES, SNAPSHOTS])
         self.start()
 
-    def start(self) -> float:
-        """Start the daemon, and return the seconds until it has answered for the first time."""
+    def start(self, **env: str) -> float:
+        """Start the daemon, with this in its environment, and return the seconds until it has
+        answered for the first time."""
         log = self.machine.directory / "daemon.log"
         started = time.perf_counter()
-        self._daemon = self.machine.popen(*self.program.argv, "run", env=self.program.env, log=log)
+        self._daemon = self.machine.popen(
+            *self.program.argv, "run", env={**self.program.env, **env}, log=log
+        )
         while True:
             with suppress(OSError):
                 self.api.call("Plugin.Activate")
@@ -99,6 +106,14 @@ class Host:
         pid = self._daemon.inner_pid()
         assert pid is not None, "the daemon has ended"
         return sum(_resident(process) for process in _tree(pid))
+
+    def processor_time(self) -> float:
+        """The seconds of processor time that the daemon has used, without its commands."""
+        assert self._daemon is not None
+        fields = (
+            Path(f"/proc/{self._daemon.inner_pid()}/stat").read_text().rpartition(")")[2].split()
+        )
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def connect(self) -> Connection:
         """One more connection to the daemon."""

@@ -39,6 +39,10 @@ class Sizes:
     """Volumes, and snapshots to purge."""
     many: int
     """Volumes, snapshots, and snapshots to purge."""
+    snapshots: int
+    """As many as a host may have."""
+    seconds: float
+    """How long many ask at once."""
     large_file: int
     """Bytes."""
     small_files: int
@@ -52,6 +56,8 @@ FULL = Sizes(
     transfers=5,
     some=1000,
     many=10_000,
+    snapshots=100_000,
+    seconds=10,
     large_file=1 << 30,
     small_files=50_000,
     change=1 << 20,
@@ -62,6 +68,8 @@ QUICK = Sizes(
     transfers=2,
     some=20,
     many=100,
+    snapshots=200,
+    seconds=1,
     large_file=1 << 24,
     small_files=200,
     change=1 << 18,
@@ -106,6 +114,11 @@ class Lab:
     def large(self) -> Host:
         """This version, where volumes and snapshots become many."""
         return self._host("large", self._ours)
+
+    @cached_property
+    def aged(self) -> Host:
+        """This version, with few volumes, whose snapshots become a great many."""
+        return self._host("aged", self._ours)
 
     @cached_property
     def original(self) -> Host | None:

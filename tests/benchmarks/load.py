@@ -12,8 +12,8 @@ from tests.benchmarks.report import Goal, Row
 from tests.benchmarks.subjects import Api
 
 CLIENTS = 16
-START_GOAL = Goal(0.4)
-MEMORY_GOAL = Goal(50e6)
+START_GOAL = Goal(0.25)
+MEMORY_GOAL = Goal(40e6)
 
 
 def _start(lab: Lab) -> list[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HEADINGS = ("what", "ours", "bare", "ours/bare", "original", "original/ours")
+COMPARED = ("what", "before", "now", "now/before", "before/bare", "now/bare")
 UNITS = {"s": 1.0, "ms": 1000.0, "MB": 1e-6, "×": 1.0}
 """By what to multiply seconds, bytes and ratios."""
 
@@ -81,16 +82,41 @@ def _ratio(value: float | None) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The table, and below it what is above its goal."""
-    lines = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [_line(cells, widths) for cells in lines]
-    texts.insert(1, "-|-".join("-" * width for width in widths))
     missed = [
         f"above its goal: {row.what}, which is {row.goal_in_words()}"
         for row in rows
         if row.misses_goal()
     ]
-    return "\n".join([*texts, "", *missed])
+    return "\n".join([_aligned([HEADINGS, *(row.cells() for row in rows)]), "", *missed])
+
+
+def comparison(before: Sequence[Row], now: Sequence[Row]) -> str:
+    """A table of two runs side by side, of what both have measured; the ratios to the bare command
+    say what has changed in us rather than in the machine."""
+    known = {row.what: row for row in before}
+    lines = [COMPARED]
+    for row in now:
+        if (old := known.get(row.what)) is not None and {"ours"} <= row.values.keys():
+            share = row.values["ours"] / old.values["ours"] if old.values.get("ours") else None
+            lines.append(
+                (
+                    row.what,
+                    old.cells()[1],
+                    row.cells()[1],
+                    _ratio(share),
+                    old.cells()[3],
+                    row.cells()[3],
+                )
+            )
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table, the first as its heading."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = [_line(cells, widths) for cells in lines]
+    texts.insert(1, "-|-".join("-" * width for width in widths))
+    return "\n".join(texts)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -124,6 +150,27 @@ def write_csv(rows: Sequence[Row], file: Path) -> None:
                     row.goal_in_words(),
                 ]
             )
+
+
+def read_csv(file: Path) -> list[Row]:
+    """The rows that `write_csv` has written, without their goals. Raises OSError, ValueError."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    try:
+        return [
+            Row(
+                line["what"],
+                {
+                    column: float(line[column]) / UNITS[line["unit"]]
+                    for column in ("ours", "bare", "original")
+                    if line[column]
+                },
+                line["unit"],
+            )
+            for line in lines
+        ]
+    except KeyError as error:
+        raise ValueError(f"{file} has no column or unit {error}") from error
 
 
 def write_plot(rows: Sequence[Row], title: str, file: Path) -> bool:

@@ -1,8 +1,9 @@
 """Runs inside of a machine, by itself: runs the commands it is told to and says how long they took.
 
 A separate program, so that what is timed is the command as a small process would start it, without
-the way into the machine's namespaces. It takes one JSON line, `{"commands": [[…], …], "env": {…}}`,
-and answers with one, `{"seconds": …, "error": "…"}`.
+the way into the machine's namespaces. It takes one JSON line, `{"commands": [[…], …], "env": {…},
+"sync": "…"}`, and answers with one, `{"seconds": …, "error": "…"}`. What is to be synced is a
+directory; that the names in it are on the disk is timed, too.
 """
 
 import json
@@ -13,8 +14,8 @@ import sys
 import time
 
 
-def run(commands: list[list[str]], env: dict[str, str]) -> dict[str, object]:
-    """Run commands one after another, until one fails."""
+def run(commands: list[list[str]], env: dict[str, str], sync: str) -> dict[str, object]:
+    """Run commands one after another, until one fails, then sync a directory if one is given."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", **env}
     error = ""
     with os.fdopen(os.memfd_create("output"), "r+b") as output:  # the cheapest that keeps it
@@ -31,6 +32,10 @@ def run(commands: list[list[str]], env: dict[str, str]) -> dict[str, object]:
             if done.returncode:
                 error = f"{argv}: exit status {done.returncode}"
                 break
+        if sync and not error:
+            descriptor = os.open(sync, os.O_RDONLY | os.O_DIRECTORY)
+            os.fsync(descriptor)
+            os.close(descriptor)
         seconds = time.perf_counter() - started
         if error:
             output.seek(0)
@@ -47,7 +52,7 @@ def main(address: str) -> None:
     with connection, connection.makefile("rw", encoding="utf-8") as stream:
         for line in stream:
             request = json.loads(line)
-            stream.write(json.dumps(run(request["commands"], request["env"])) + "\n")
+            stream.write(json.dumps(run(**request)) + "\n")
             stream.flush()
 
 

@@ -66,19 +66,20 @@ class Api:
 
 
 class Bare:
-    """The `btrfs` command, as an administrator would use it."""
+    """The `btrfs` command, as an administrator would use it whose work is to survive a power cut:
+    after a command that does not sync by itself, as `snapshot` does, the directory is synced."""
 
     def __init__(self, runner: Runner, volumes: str, snapshots: str) -> None:
         self._runner, self._volumes, self._snapshots = runner, volumes, snapshots
         self._numbers = count()
 
     def create(self, volume: str) -> float:
-        """One command."""
-        return self._btrfs("create", f"{self._volumes}/{volume}")
+        """One command, and a sync."""
+        return self._btrfs("create", f"{self._volumes}/{volume}", sync=self._volumes)
 
     def remove(self, volume: str) -> float:
-        """One command."""
-        return self._btrfs("delete", f"{self._volumes}/{volume}")
+        """One command, and a sync."""
+        return self._btrfs("delete", f"{self._volumes}/{volume}", sync=self._volumes)
 
     def snapshot(self, volume: str) -> tuple[float, str]:
         """One command."""
@@ -91,7 +92,8 @@ class Bare:
         return self._btrfs("snapshot", f"{self._volumes}/{volume}", f"{self._volumes}/{target}")
 
     def restore(self, snapshot: str) -> tuple[float, str]:
-        """Three commands: a backup, away with the volume, a copy of the snapshot in its place."""
+        """Three commands: a backup, away with the volume, a copy of the snapshot in its place; and
+        a sync by the last of them."""
         backup = f"{snapshot}-{next(self._numbers)}"
         volume = f"{self._volumes}/{snapshot.partition('@')[0]}"
         seconds = self._runner.time(
@@ -102,11 +104,11 @@ class Bare:
         return seconds, backup
 
     def remove_snapshot(self, snapshot: str) -> float:
-        """One command."""
-        return self._btrfs("delete", f"{self._snapshots}/{snapshot}")
+        """One command, and a sync."""
+        return self._btrfs("delete", f"{self._snapshots}/{snapshot}", sync=self._snapshots)
 
-    def _btrfs(self, *arguments: str) -> float:
-        return self._runner.time(["btrfs", "subvolume", *arguments])
+    def _btrfs(self, *arguments: str, sync: str = "") -> float:
+        return self._runner.time(["btrfs", "subvolume", *arguments], sync=sync)
 
 
 def beside(host: Host) -> Bare:

@@ -3,6 +3,7 @@
 import fcntl
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 _CREATE = 0x50009418  # BTRFS_IOC_SUBVOL_CREATE_V2, in linux/btrfs.h as all that follows
 _SNAPSHOT = 0x50009417  # BTRFS_IOC_SNAP_CREATE_V2
@@ -17,9 +18,15 @@ def create(directory: int, names: Sequence[str]) -> None:
 
 
 def snapshot(source: int, directory: int, names: Sequence[str]) -> None:
-    """Make read-only snapshots of an open subvolume in an open directory."""
-    for name in names:
-        _call(directory, _SNAPSHOT, source, _READONLY, name)
+    """Make read-only snapshots of an open subvolume in an open directory.
+
+    Each waits for a transaction to be committed, which several can share.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        for made in [
+            pool.submit(_call, directory, _SNAPSHOT, source, _READONLY, name) for name in names
+        ]:
+            made.result()
 
 
 def _call(directory: int, request: int, source: int, flags: int, name: str) -> None:
