@@ -7,10 +7,7 @@ Every class carries its data and words its own message; `str(error)` is that mes
 import shlex
 from collections.abc import Iterable, Sequence
 
-
-def enumerated(names: Iterable[str]) -> str:
-    """Names one after the other; those that containers gave need not be printable."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+from buttervolume.words import enumerated, lines
 
 
 class ButtervolumeError(Exception):
@@ -34,7 +31,7 @@ class CommandFailed(ButtervolumeError):
         command = shlex.join(self.argv)
         if len(command) > 300:
             command = f"{command[:300]}…"
-        message = "; ".join(self.stderr.splitlines())
+        message = "; ".join(lines(self.stderr))
         return f"{message or 'no message'} ({command}: {end})"
 
 
