@@ -3,22 +3,17 @@
 import fcntl
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-from waitress.channel import ClientDisconnected
-from waitress.server import create_server
 
 from buttervolume.api import driver, management, seeing
-from buttervolume.api.http import NoAnswer, create_app
+from buttervolume.api.http import create_app, find_lanes
+from buttervolume.api.server import Server, allow_connections, listen
 from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
 from buttervolume.hosts.replication import Replication
@@ -32,29 +27,33 @@ from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.volumes import LOCK_NAME, Volumes
 from buttervolume.system import btrfs
+from buttervolume.system.log import to_standard_streams
 
-THREADS = 32
-CONNECTIONS = 4096
-"""A dockerd that starts asks about all of its volumes at once, each on a connection of its own."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 3.0
 """Seconds to wait for a lock that a command of a killed daemon may still hold, and for what is
 being worked on when the daemon is told to stop."""
 
 
 def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises AlreadyRunning, NotOnBtrfs, OperationFailed."""
-    log_to_standard_streams(config.loglevel)
+    """Serve until a signal comes. Raises AlreadyRunning, NotOnBtrfs, OperationFailed."""
+    settle_process()
+    with to_standard_streams(config.loglevel, os.environ):
+        _serve(config)
+
+
+def _serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     for warning in config.warnings:
         log.warning("%s", warning)
     signals = catch_signals()
-    _allow_many_files()
+    connections = allow_connections()
     prepare_directories(config)
     with ExitStack() as stack:
         stack.enter_context(lock(config.volumes_path / LOCK_NAME))
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
-        volumes.sweep()
+        leftovers = volumes.leftovers()
         catalog = Catalog(config.snapshots_path, config.dtformat, volumes.check_available)
         snapshots = Snapshots(catalog, volumes)
         transfers = Transfers()
@@ -85,12 +84,15 @@ def run(config: Config) -> None:
             ),
         )
         endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS)
-        server = Server(create_app(services, endpoints, THREADS // 4))
+        server = Server(create_app(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
+        threading.Thread(target=volumes.sweep, args=(leftovers,), name="sweep", daemon=True).start()
         scheduler.start()
         log.info("ready on %s", config.socket)
+        notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
+        notify(os.environ, "STOPPING=1")
         config.socket.unlink(missing_ok=True)
         transfers.close()
         deadline = time.monotonic() + PATIENCE
@@ -98,40 +100,44 @@ def run(config: Config) -> None:
         server.stop(deadline)
 
 
+def settle_process() -> None:
+    """Make the process what the daemon relies on, whatever started it."""
+    os.umask(0o077)  # what others may read says so itself
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # ignored, no end of a command could be waited for
+    for descriptor in (0, 1, 2):  # else another file would get the number, and the log
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def catch_signals() -> int:
-    """Let SIGTERM and SIGINT come as bytes out of a pipe.
+    """Let the signals that end the daemon come as bytes out of a pipe.
 
     Python's own handlers run only when the main thread does: with a queue between them, a signal
     in the moment before the thread waits for the queue would not wake it.
     """
     arrived, sender = os.pipe()
     os.set_blocking(sender, False)
-    signal.set_wakeup_fd(sender)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    for number in ENDING:
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     return arrived
 
 
-def log_to_standard_streams(level: int) -> None:
-    """Log INFO and below to stdout, the rest to stderr: Docker marks them info and error."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    out.addFilter(lambda record: record.levelno < logging.WARNING)
-    err.setLevel(logging.WARNING)
-    for handler in (out, err):
-        handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[out, err], force=True)
-    logging.getLogger("waitress").setLevel(max(level, logging.WARNING))
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it tells of each short wait
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit on open files, 1024 in most places, for CONNECTIONS."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS + 1024
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+def notify(environ: Mapping[str, str], state: str) -> None:
+    """Tell systemd about us, if it asked for that (sd_notify(3))."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            try:
+                sender.sendto(state.encode(), address.replace("@", "\0", 1))
+            except OSError as error:
+                logging.getLogger(__name__).warning("cannot tell systemd %s: %s", state, error)
 
 
 def prepare_directories(config: Config) -> None:
@@ -181,72 +187,3 @@ def lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def listen(path: Path) -> Iterator[socket.socket]:
-    """Listen on a unix socket that owner and group may use; a stale one is replaced.
-
-    The lock beside the socket must be held.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        try:
-            if path.is_socket():
-                path.unlink()
-            elif os.path.lexists(path):
-                raise OperationFailed(f"listen on {path}", "it exists and is no socket")
-            mask = os.umask(0o177)
-            try:
-                listener.bind(str(path))
-            finally:
-                os.umask(mask)
-            path.chmod(0o660)
-        except OSError as error:
-            raise OperationFailed(f"listen on {path}", error) from error
-        listener.listen(CONNECTIONS)
-        try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
-class Server:
-    """waitress in a thread of its own, with an end that lets started answers go out."""
-
-    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
-        self._app = app
-        self._stopping = threading.Event()
-
-    def start(self, listener: socket.socket) -> None:
-        """Serve what comes in on a listening socket."""
-        self._server: Any = create_server(  # the type stubs know no active_channels
-            self._serve,
-            sockets=[listener],
-            threads=THREADS,
-            connection_limit=CONNECTIONS,
-            backlog=CONNECTIONS,
-            asyncore_use_poll=True,  # select() ends at 1,024 connections
-            clear_untrusted_proxy_headers=False,
-        )
-        threading.Thread(target=self._server.run, name="waitress", daemon=True).start()
-
-    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if self._stopping.is_set():
-            raise ClientDisconnected  # Docker asks the next daemon
-        try:
-            return self._app(environ, start_response)
-        except NoAnswer:
-            raise ClientDisconnected from None  # waitress closes without an answer
-
-    def stop(self, deadline: float) -> None:
-        """Take no more requests, and wait for those that are being worked on, until a moment of
-        the monotonic clock."""
-        self._stopping.set()
-        while self._is_answering() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def _is_answering(self) -> bool:
-        """Whether waitress works on a request, or has part of an answer that is still to be sent:
-        it sends from a thread of its own after the application has returned."""
-        channels = list(self._server.active_channels.values())
-        return any(channel.requests or channel.total_outbufs_len for channel in channels)

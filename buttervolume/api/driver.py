@@ -1,7 +1,6 @@
 """Docker's nine calls of a volume driver (moby: daemon/volume/drivers)."""
 
 import logging
-from collections.abc import Callable
 
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
 from buttervolume.services import Services
@@ -79,32 +78,14 @@ def remove(services: Services, body: Body) -> Answer:
     return {}
 
 
-def _endpoint(
-    name: str,
-    handler: Callable[..., Answer],
-    *,
-    on_volumes: bool = True,
-    changes: bool = False,
-    empty_is_retry: bool = False,
-) -> Endpoint:
-    return Endpoint(
-        name,
-        handler,
-        Lane.DRIVER,
-        on_volumes=on_volumes,
-        changes=changes,
-        empty_is_retry=empty_is_retry,
-    )
-
-
 ENDPOINTS = (
-    _endpoint("Plugin.Activate", activate, on_volumes=False),
-    _endpoint("VolumeDriver.Capabilities", capabilities, on_volumes=False),
-    _endpoint("VolumeDriver.Create", create, changes=True),
-    _endpoint("VolumeDriver.Get", get, empty_is_retry=True),
-    _endpoint("VolumeDriver.List", list_volumes),
-    _endpoint("VolumeDriver.Mount", mount),
-    _endpoint("VolumeDriver.Path", path),
-    _endpoint("VolumeDriver.Unmount", unmount),
-    _endpoint("VolumeDriver.Remove", remove, changes=True),
+    Endpoint("Plugin.Activate", activate, Lane.DOCKER_QUESTION, on_volumes=False),
+    Endpoint("VolumeDriver.Capabilities", capabilities, Lane.DOCKER_QUESTION, on_volumes=False),
+    Endpoint("VolumeDriver.Create", create, Lane.DOCKER, changes=True),
+    Endpoint("VolumeDriver.Get", get, Lane.DOCKER_QUESTION, empty_is_retry=True),
+    Endpoint("VolumeDriver.List", list_volumes, Lane.DOCKER_QUESTION),
+    Endpoint("VolumeDriver.Mount", mount, Lane.DOCKER),
+    Endpoint("VolumeDriver.Path", path, Lane.DOCKER_QUESTION),
+    Endpoint("VolumeDriver.Unmount", unmount, Lane.DOCKER_QUESTION),
+    Endpoint("VolumeDriver.Remove", remove, Lane.DOCKER, changes=True),
 )

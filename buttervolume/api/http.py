@@ -8,21 +8,24 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map
 
 from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable
 from buttervolume.services import Services
+from buttervolume.words import shortened
 
 MIMETYPE = "application/vnd.docker.plugins.v1.2+json"
 LARGEST_BODY = 1 << 20
-"""Bytes. The largest that Docker sends is some hundreds."""
+"""Bytes; the server refuses more before it reads them. Docker sends some hundreds."""
+TRANSFERS = 8
+"""How many run for callers at a time."""
 
 
 class NoAnswer(Exception):
@@ -99,13 +102,23 @@ Answer = dict[str, object]
 
 
 class Lane(Enum):
-    """Who works on a request, so that no kind of them keeps another waiting."""
+    """Which threads work on a request, so that no kind of them keeps another waiting."""
 
-    DRIVER = "driver"
-    """Docker's own calls."""
+    DOCKER_QUESTION = "docker question"
+    """Docker's own calls that wait for nobody."""
+    DOCKER = "docker"
+    """Docker's own calls that may wait for another operation on their volume."""
+    QUESTION = "question"
+    """Other calls that wait for nobody."""
     MANAGEMENT = "management"
+    """Other calls that may wait for another operation on their volume."""
     TRANSFER = "transfer"
-    """Takes as long as it takes: at most so many at a time, and one more is refused at once."""
+    """Takes as long as it takes: at most TRANSFERS at a time, and one more is refused at once."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the mutex of a volume; Docker itself gives up after 60."""
+        return 50 if self is Lane.DOCKER else 10
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,7 @@ class Endpoint:
     handler: Callable[..., Answer]
     """Gets the services and the body, and returns the answer without its empty `Err`."""
     lane: Lane = Lane.MANAGEMENT
+    """Management that changes nothing is a question."""
     methods: Sequence[str] = ("POST",)
     on_volumes: bool = True
     """Whether there is nothing to answer while the filesystem of the volumes is gone."""
@@ -126,13 +140,23 @@ class Endpoint:
     """Whether an empty body can only be Docker's retry after a broken connection: no answer."""
 
 
-def create_app(services: Services, endpoints: Iterable[Endpoint], transfer_limit: int) -> Flask:
-    """The application that answers Docker and the command line.
+def find_lanes(endpoints: Iterable[Endpoint]) -> Callable[[str], Lane]:
+    """What tells the lane of a path. What is no endpoint is a question, soon answered."""
+    lanes = {
+        f"/{endpoint.name}": endpoint.lane
+        for endpoint in endpoints
+        if endpoint.changes or endpoint.lane is not Lane.MANAGEMENT
+    }
 
-    At most `transfer_limit` transfers run for callers at a time, so that threads are left for
-    Docker.
-    """
-    slots = threading.BoundedSemaphore(transfer_limit)
+    def lane_of(path: str) -> Lane:
+        return lanes.get(path, Lane.QUESTION)
+
+    return lane_of
+
+
+def create_app(services: Services, endpoints: Iterable[Endpoint]) -> Flask:
+    """The application that answers Docker and the command line."""
+    slots = threading.BoundedSemaphore(TRANSFERS)
     app = Flask("buttervolume", static_folder=None)
     app.url_map = Map(merge_slashes=False)  # it would be by a redirect, which is HTML
     app.config["PROPAGATE_EXCEPTIONS"] = True  # NoAnswer is for the server
@@ -149,16 +173,19 @@ def create_app(services: Services, endpoints: Iterable[Endpoint], transfer_limit
         def view(**parts: str) -> Response:
             if endpoint.on_volumes:
                 services.volumes.check_available()
-            if (request.content_length or 0) > LARGEST_BODY:
-                raise RequestEntityTooLarge
             data = request.get_data()
             if endpoint.empty_is_retry and not data.strip():
                 raise NoAnswer
             body = Body(data)
-            with _slot(slots, transfer_limit) if endpoint.lane is Lane.TRANSFER else nullcontext():
+            with ExitStack() as stack:
+                stack.enter_context(services.volumes.mutexes.patience(endpoint.lane.patience))
+                if endpoint.lane is Lane.TRANSFER:
+                    stack.enter_context(_slot(slots))
                 answer = endpoint.handler(services, body, **parts)
             level = logging.INFO if endpoint.changes else logging.DEBUG
-            log.log(level, "%s %s: %.500s", route, body, answer)
+            if log.isEnabledFor(level):
+                said = shortened(str(body), 1024), shortened(str(answer), 512)
+                log.log(level, "%s %s: %s", route, *said)
             return _respond(answer)
 
         app.add_url_rule(
@@ -175,10 +202,10 @@ def create_app(services: Services, endpoints: Iterable[Endpoint], transfer_limit
 
 
 @contextmanager
-def _slot(slots: threading.BoundedSemaphore, limit: int) -> Iterator[None]:
+def _slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
     """Take one of the slots for transfers, or raise TooManyTransfers at once."""
     if not slots.acquire(blocking=False):
-        raise TooManyTransfers(limit)
+        raise TooManyTransfers(TRANSFERS)
     try:
         yield
     finally:
@@ -186,7 +213,14 @@ def _slot(slots: threading.BoundedSemaphore, limit: int) -> Iterator[None]:
 
 
 def _respond(answer: Answer, status: int = 200) -> Response:
-    return Response(json.dumps({"Err": "", **answer}), status, content_type=MIMETYPE)
+    """Encode an answer. What it tells people is made printable and short here."""
+    said = {key: shortened(str(answer[key])) for key in ("Err", "Warning") if key in answer}
+    content = json.dumps({"Err": "", **answer, **said})
+    return Response(content, status, content_type=MIMETYPE)
+
+
+def _refuse(kind: str, message: str, status: int = 200) -> Response:
+    return _respond({"Err": message, "Code": kind}, status)
 
 
 def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -> None:
@@ -196,7 +230,7 @@ def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -
     def refused(error: ButtervolumeError) -> Response:
         level = logging.WARNING if request.endpoint in changing else logging.INFO
         log.log(level, "%s: %s", request.url_rule, error)
-        return _respond({"Err": str(error)})
+        return _refuse(type(error).__name__, str(error))
 
     @app.errorhandler(VolumesUnavailable)
     def unavailable(error: VolumesUnavailable) -> Response:
@@ -205,11 +239,12 @@ def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -
 
     @app.errorhandler(MalformedRequest)
     def malformed(error: MalformedRequest) -> Response:
-        return _respond({"Err": str(error)}, 400)
+        return _refuse(type(error).__name__, str(error), 400)
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
-        response = _respond({"Err": f"{request.path}: {error.name}"}, error.code or 500)
+        message = f"{shortened(request.path, 512)}: {error.name}"
+        response = _refuse(type(error).__name__, message, error.code or 500)
         response.headers.extend(
             (key, value) for key, value in error.get_headers() if key == "Allow"
         )
@@ -222,4 +257,5 @@ def _handle_errors(app: Flask, log: logging.Logger, changing: Collection[str]) -
         log.exception("%s: unexpected fault", request.url_rule)
         if request.path == "/VolumeDriver.Get":
             raise NoAnswer from error
-        return _respond({"Err": f"internal error ({type(error).__name__}); see the log"}, 500)
+        message = f"internal error ({type(error).__name__}); see the log"
+        return _refuse("InternalError", message, 500)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
 from buttervolume.api.seeing import details_of_snapshots
-from buttervolume.errors import enumerated
 from buttervolume.jobs.schedule import Purge
 from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
+from buttervolume.words import enumerated
 
 
 def take_snapshot(services: Services, body: Body) -> Answer:
@@ -149,5 +149,11 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Schedule.Pause", pause_jobs, on_volumes=False, changes=True),
     Endpoint("VolumeDriver.Schedule.Resume", resume_jobs, on_volumes=False, changes=True),
     Endpoint("VolumeDriver.Transfers", list_transfers, methods=_READ, on_volumes=False),
-    Endpoint("VolumeDriver.Transfers.Cancel", cancel_transfer, on_volumes=False, changes=True),
+    Endpoint(
+        "VolumeDriver.Transfers.Cancel",
+        cancel_transfer,
+        Lane.QUESTION,
+        on_volumes=False,
+        changes=True,
+    ),
 )

@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = _perform(arguments)
         for line in outcome.lines:
             print(line)
-        sys.stdout.flush()
+        print(end="", flush=True)  # now, to learn whether anybody reads it
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     except NoDaemon as error:

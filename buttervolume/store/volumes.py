@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +46,7 @@ class Volumes:
     def __init__(self, path: Path) -> None:
         """`path` must be on BTRFS: OSError if not."""
         self.path = path
-        self.mutexes = Mutexes()
+        self.mutexes = Mutexes(lambda name: VolumeBusy(name, "another operation"))
         """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
         self.synchronized = Holds(lambda name: VolumeBusy(name, "a synchronization"))
         """Volumes that rsync is writing to; held and let go only by who holds their mutex."""
@@ -120,6 +120,7 @@ class Volumes:
             try:
                 with self.workshop("create") as path:
                     btrfs.create(path)
+                    path.chmod(0o755)
                     if not options.copy_on_write:
                         btrfs.disable_copy_on_write(path)
                     if options.compression:
@@ -188,14 +189,17 @@ class Volumes:
         files.exchange(path, self.path_of(name))
         files.sync_directory(self.path)
 
-    def sweep(self) -> None:
-        """Remove what a daemon that was killed has left. Only while no other daemon runs."""
+    def leftovers(self) -> Sequence[str]:
+        """What a daemon that was killed has left. Only before this one makes anything."""
         with os.scandir(self.path) as entries:
-            left = [e.name for e in entries if e.name.startswith(OWN_PREFIX)]
-        for name in left:
-            if name != LOCK_NAME:
-                self._log.info("sweeping %s, left by a daemon that did not end by itself", name)
-                self._discard(self.path / name)
+            own = [e.name for e in entries if e.name.startswith(OWN_PREFIX)]
+        return [name for name in own if name != LOCK_NAME]
+
+    def sweep(self, leftovers: Iterable[str]) -> None:
+        """Remove what was left. Only while no other daemon runs."""
+        for name in leftovers:
+            self._log.info("sweeping %s, left by a daemon that did not end by itself", name)
+            self._discard(self.path / name)
 
     def remember_mount(self, name: str, user: str) -> None:
         """Remember, as advice, that Docker mounted a volume for `user`, an id of its own."""

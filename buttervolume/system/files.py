@@ -46,16 +46,16 @@ def sync_directory(path: Path) -> None:
 def replace(path: Path, content: str) -> None:
     """Give a file a new content; whatever happens, it holds all of the old or all of the new.
 
-    The file keeps its permissions, and a new one gets 0644. A link to it stays one. Only one thread
-    at a time may replace a file: a half-written one is left under one name at most, and then used
-    again.
+    The file keeps its permissions, and a new one is for its owner alone. A link to it stays one.
+    Only one thread at a time may replace a file: a half-written one is left under one name at most,
+    and then used again.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.new")
     try:
         mode = path.stat().st_mode & 0o7777
     except FileNotFoundError:
-        mode = 0o644
+        mode = 0o600
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:

@@ -9,11 +9,24 @@ from contextlib import ExitStack, contextmanager
 class Mutexes:
     """One mutex for each name, made when it is needed and forgotten when nobody uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy: Callable[[str], Exception] = TimeoutError) -> None:
+        """`busy` makes the error for a name that is not to be had in time."""
+        self._busy = busy
+        self._patience = threading.local()
         # protects _mutexes and _users, for a moment at a time
         self._guard = threading.Lock()
         self._mutexes: dict[str, threading.Lock] = {}
         self._users: Counter[str] = Counter()
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """Let this thread, within the block, wait at most so long for each name that it wants to
+        hold; then the error of `busy` is raised. Others wait for as long as it takes."""
+        self._patience.seconds = seconds
+        try:
+            yield
+        finally:
+            del self._patience.seconds
 
     @contextmanager
     def hold(self, *names: str) -> Iterator[None]:
@@ -29,8 +42,12 @@ class Mutexes:
             mutex = self._mutexes.setdefault(name, threading.Lock())
             self._users[name] += 1
         try:
-            with mutex:
+            if not mutex.acquire(timeout=getattr(self._patience, "seconds", -1)):
+                raise self._busy(name)
+            try:
                 yield
+            finally:
+                mutex.release()
         finally:
             with self._guard:
                 self._users[name] -= 1

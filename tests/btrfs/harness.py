@@ -94,6 +94,10 @@ class Place:
             if name.startswith(".buttervolume-") and name != ".buttervolume-lock"
         ]
 
+    def wait_until_swept(self) -> None:
+        """Wait for a daemon that has just started to remove what another has left."""
+        wait_until(lambda: not self.own_names(), what="the sweep")
+
     def snapshot_names(self) -> list[str]:
         return entries(self.snapshots)
 
@@ -210,7 +214,7 @@ class Client:
         answer = self.post(endpoint, **body)
         assert answer.status == 200, answer
         assert answer.error, answer
-        assert set(answer.json) == {"Err"}, answer
+        assert set(answer.json) == {"Err", "Code"}, answer
         return answer.error
 
     def is_closed(self, endpoint: str, body: bytes = b"{}") -> bool:

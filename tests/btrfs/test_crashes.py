@@ -103,7 +103,7 @@ def test_killed_at_each_step_a_volume_holds_one_content_whole(
     wait_until(lambda: not shim.is_running(), what="the command to end")
     again = start_daemon()
 
-    assert place.own_names() == []
+    place.wait_until_swept()
     assert set(again.names()) <= {"db", "copy"}
     if operation != "remove":
         assert content(place.volumes / "db") == (wanted or "new")
@@ -127,7 +127,7 @@ def test_killed_again_and_again_while_restoring(start_daemon: StartDaemon, place
     seen = set()
     for _ in range(KILLS):
         daemon = start_daemon()
-        assert place.own_names() == [], "the start sweeps"
+        place.wait_until_swept()
         assert daemon.names() in ([], ["db"])
         snapshot = volume_with_two_contents(daemon)
         with in_background(daemon, "Snapshot.Restore", Name=snapshot):
@@ -138,7 +138,7 @@ def test_killed_again_and_again_while_restoring(start_daemon: StartDaemon, place
             assert content(place.snapshots / name) in CONTENTS
 
     final = start_daemon()
-    assert place.own_names() == []
+    place.wait_until_swept()
     assert final.names() == ["db"]
     assert content(place.volumes / "db") in CONTENTS
     assert final.snapshot_names() == place.snapshot_names()
@@ -151,7 +151,7 @@ def test_killed_again_and_again_while_creating(start_daemon: StartDaemon, place:
     answered = set[str]()
     for round_ in range(KILLS):
         daemon = start_daemon()
-        assert place.own_names() == []
+        place.wait_until_swept()
         listed = set(daemon.names())
         assert answered <= listed, "what was answered is there"
         names = [f"db{round_}-{number}" for number in range(20)]
@@ -170,7 +170,7 @@ def test_killed_again_and_again_while_creating(start_daemon: StartDaemon, place:
             stopped.set()
 
     final = start_daemon()
-    assert place.own_names() == []
+    place.wait_until_swept()
     names = final.names()
     assert answered <= set(names)
     for name in names:  # whole: what a volume without options is, it is from its first moment

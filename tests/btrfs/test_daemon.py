@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,7 +227,7 @@ def test_it_sweeps_what_a_killed_one_has_left(start_daemon: StartDaemon, place: 
 
     daemon = start_daemon()
 
-    assert place.own_names() == []
+    place.wait_until_swept()
     assert (place.volumes / ".hidden").is_dir()
     assert daemon.names() == ["db"]
     daemon.stop()
@@ -235,7 +236,10 @@ def test_it_sweeps_what_a_killed_one_has_left(start_daemon: StartDaemon, place: 
 # End
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_it_well(start_daemon: StartDaemon, number: signal.Signals) -> None:
     daemon = start_daemon()
     daemon.call("Create", Name="db")
@@ -246,7 +250,7 @@ def test_a_signal_ends_it_well(start_daemon: StartDaemon, number: signal.Signals
     assert daemon.stderr() == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_during_the_start_ends_it_well(
     place: Place, runtime: Path, number: signal.Signals
 ) -> None:
@@ -260,6 +264,113 @@ def test_a_signal_during_the_start_ends_it_well(
     finally:
         daemon.close()
     assert not daemon.path.exists()
+
+
+def inherit_oddly() -> None:
+    """What a careless parent leaves to its children."""
+    os.umask(0o777)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_whatever_it_inherits_it_works_and_ends(
+    place: Place, runtime: Path, number: signal.Signals
+) -> None:
+    daemon = Daemon(place, runtime / "run")
+    with daemon._file("out").open("ab") as out, daemon._file("err").open("ab") as err:
+        daemon.process = subprocess.Popen(
+            [sys.executable, "-m", "buttervolume", "run"],
+            env=daemon.environ,
+            stdout=out,
+            stderr=err,
+            preexec_fn=inherit_oddly,
+        )
+    try:
+        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
+        daemon.call("Create", Name="db")
+        snapshot = daemon.call("Snapshot", Name="db")["Snapshot"]
+        daemon.call("Clone", Name="db", Target="copy")
+        daemon.call("Snapshot.Restore", Name=snapshot)
+        daemon.call("Schedule", Name="db", Action="snapshot", Timer="60")
+        for name in ("db", "copy"):
+            assert stat.S_IMODE((place.volumes / name).stat().st_mode) == 0o755
+        assert stat.S_IMODE(daemon.path.stat().st_mode) == 0o660
+        daemon.stop(number)
+    finally:
+        daemon.close()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
+def test_a_new_volume_is_for_all_to_enter_and_the_daemons_files_are_not(
+    place: Place, runtime: Path, mask: int
+) -> None:
+    fresh = Place(place.directory, place.directory / "new/volumes", place.directory / "new/snaps")
+    daemon = Daemon(fresh, runtime / "run")
+    before = os.umask(mask)
+    try:
+        daemon.start()
+    finally:
+        os.umask(before)
+    try:
+        daemon.call("Create", Name="db")
+        daemon.call("Schedule", Name="db", Action="snapshot", Timer="60")
+        assert stat.S_IMODE((fresh.volumes / "db").stat().st_mode) == 0o755
+        made = [path for path in (fresh.volumes, fresh.snapshots) for path in (path, path.parent)]
+        for path in made:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
+        files = [fresh.volumes / ".buttervolume-lock", Path(f"{daemon.path}.lock")]
+        files += [path for path in daemon.directory.rglob("*schedule*") if path.is_file()]
+        assert len(files) > 2
+        for path in files:
+            assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+        daemon.stop()
+    finally:
+        daemon.close()
+
+
+def test_a_leftover_that_takes_long_to_delete_delays_no_answer(
+    shim: Shim, start_daemon: StartDaemon, place: Place
+) -> None:
+    subvolume(place.volumes / ".buttervolume-restore-1")
+    subvolume(place.volumes / "db")
+    shim.stop_at("*subvolume delete*")
+
+    daemon = start_daemon()
+
+    assert daemon.names() == ["db"]
+    assert f"ready on {daemon.path}" in daemon.stdout()
+    daemon.call("Create", Name="new")
+    daemon.call("Snapshot", Name="db")
+    shim.go_on()
+    place.wait_until_swept()
+    assert daemon.names() == ["db", "new"]
+    daemon.stop()
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_systemd_is_told_when_it_is_ready_and_when_it_ends(
+    start_daemon: StartDaemon, runtime: Path, kind: str
+) -> None:
+    address = str(runtime / "notify") if kind == "path" else f"@{runtime / 'notify'}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address.replace("@", "\0", 1))
+        systemd.settimeout(10)
+
+        daemon = start_daemon(NOTIFY_SOCKET=address)
+
+        assert systemd.recv(100) == b"READY=1"
+        daemon.stop()
+        assert systemd.recv(100) == b"STOPPING=1"
+
+
+def test_a_systemd_that_cannot_be_told_is_a_line_in_the_log(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(NOTIFY_SOCKET="/nonexistent/notify")
+
+    daemon.stop()
+    assert "cannot tell systemd READY=1" in daemon.stderr()
 
 
 def test_idle_connections_do_not_hold_it(start_daemon: StartDaemon) -> None:
@@ -309,7 +420,7 @@ def test_a_request_in_flight_that_takes_too_long_does_not_hold_it(
 
     again = start_daemon()
     assert again.names() == []
-    assert place.own_names() == []
+    place.wait_until_swept()
     again.call("Create", Name="db")
     again.stop()
 
@@ -332,7 +443,7 @@ def test_the_next_daemon_waits_for_a_command_that_a_killed_one_left(
     shim.go_on()
     wait_until(place.own_names, what="the command to make its subvolume")
     again = start_daemon()
-    assert place.own_names() == []
+    place.wait_until_swept()
     again.stop()
 
 

@@ -721,7 +721,7 @@ def test_the_sweep_takes_what_is_the_daemons_and_nothing_else(store: Store) -> N
     (volumes / ".directory").mkdir()
     subvolume(store.place.snapshots / ".buttervolume-mine")
 
-    store.volumes.sweep()
+    store.volumes.sweep(store.volumes.leftovers())
 
     assert entries(volumes) == [".buttervolume-lock", ".directory", ".hidden", "db"]
     assert (volumes / ".hidden/file").read_text() == "mine"

@@ -113,7 +113,6 @@ def test_every_endpoint_is_listed_and_every_listed_endpoint_exists() -> None:
     app = create_app(
         create_autospec(Services, instance=True),
         (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS),
-        transfer_limit=1,
     )
     page = text("reference/api")
     served = {rule.rule.lstrip("/") for rule in app.url_map.iter_rules()}
