@@ -57,6 +57,7 @@ setup(
         "waitress>=2.1",
         "requests>=2.28",
         "requests-unixsocket>=0.3",
+        "crc32c>=2.3",
         "tqdm>=4.64",
         "humanize>=4.4",
         "tabulate>=0.8.9",

@@ -212,6 +212,28 @@ class HostFailed(ButtervolumeError):
         super().__init__(f"{host}: {reason}")
 
 
+class StreamRefused(ButtervolumeError):
+    """A stream of btrfs send that is not what was announced, or not well-formed."""
+
+    def __init__(self, name: str, position: int, reason: str) -> None:
+        self.name = name
+        self.position = position
+        self.reason = reason
+        super().__init__(f"{name}: the stream is refused at byte {position}: {reason}")
+
+
+class PeerSilent(ButtervolumeError):
+    """The other side of a session says nothing, or takes nothing, for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the other side has said nothing for {seconds:g} seconds")
+
+
+class PeerGone(ButtervolumeError):
+    """The other side of a session has ended it, or broken its rules."""
+
+
 class ForeignCopy(ButtervolumeError):
     """Something else has the name that the copy of a snapshot would have on a host."""
 
