@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run Buttervolume from this checkout, in the foreground: sudo ./run.sh
 # Ctrl-C ends it. Safe to repeat; when nothing has changed it needs no network.
+# sudo ./run.sh --uninstall takes back what it did, and never volumes, snapshots or settings.
 # Settings come from /etc/buttervolume/config.ini and BUTTERVOLUME_* in the environment.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -40,6 +41,65 @@ install_packages() {
     apt-get install -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 "$@"
 }
 
+installed=.cache/installed-by-run # the packages that came with run.sh
+
+list_packages() {
+    dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p' | sort
+}
+
+# install_and_note PACKAGE...: --uninstall removes what comes now.
+install_and_note() {
+    local before status=0
+    before=$(list_packages)
+    install_packages "$@" || status=$?
+    mkdir -p .cache
+    comm -13 <(echo "$before") <(list_packages) >>"$installed"
+    return $status
+}
+
+# Those that nothing else needs by now go. Docker stays where it has containers.
+remove_packages() {
+    local noted removable
+    mapfile -t noted < <(sort -u "$installed" | comm -12 - <(list_packages))
+    [[ ${#noted[@]} -gt 0 ]] || return 0
+    apt-mark auto "${noted[@]}" >/dev/null
+    if [[ -n $(docker ps --all --quiet 2>/dev/null) ]]; then
+        echo "Docker stays, since it has containers"
+        apt-mark manual docker.io >/dev/null
+    fi
+    mapfile -t removable < <(apt-get -o APT::AutoRemove::RecommendsImportant=false \
+        -o APT::AutoRemove::SuggestsImportant=false --simulate autoremove |
+        sed -n 's/^Remv \([^ ]*\).*/\1/p' | sort | comm -12 - <(printf '%s\n' "${noted[@]}"))
+    [[ ${#removable[@]} -eq 0 ]] || apt-get remove -y -o DPkg::Lock::Timeout=300 "${removable[@]}"
+}
+
+unmount_image() {
+    local image=/var/lib/buttervolume.img device mount_point
+    if grep -q "^${image}[[:space:]]" /etc/fstab; then
+        echo "$image stays mounted, since it is in /etc/fstab"
+        return
+    fi
+    for device in $(losetup --noheadings --output NAME --associated "$image" 2>/dev/null); do
+        for mount_point in $(findmnt --raw --noheadings --output TARGET --source "$device"); do
+            umount "$mount_point" || die "end the containers that use volumes in $mount_point first"
+            echo "unmounted $mount_point; its volumes and snapshots stay in $image"
+            rmdir --ignore-fail-on-non-empty "$mount_point"
+        done
+    done
+    # a link that led into the image
+    [[ ! -L /etc/buttervolume || -e /etc/buttervolume ]] || rm /etc/buttervolume
+}
+
+uninstall() {
+    grep -lxzsF -- "$PWD/.venv/bin/buttervolume" /proc/[0-9]*/cmdline >/dev/null &&
+        die "a daemon of this checkout runs: end it first (Ctrl-C)"
+    unmount_image
+    rm -rf .venv build buttervolume.egg-info
+    [[ ! -s $installed ]] || remove_packages
+    rm -f "$installed"
+    echo "done"
+}
+
 # make_venv DIRECTORY FILES PIP-ARGUMENT...: a virtual environment, brought up to date only when the
 # files, Python or the place of the checkout have changed.
 make_venv() {
@@ -58,17 +118,23 @@ make_venv() {
 # test.sh and .ci/run take the functions above from here.
 [[ ${BASH_SOURCE[0]} == "$0" ]] || return 0
 
-[[ $# -eq 0 ]] || die "takes no arguments; see the top of config.ini.example for settings"
+[[ $# -eq 0 || $* == --uninstall ]] ||
+    die "takes no arguments but --uninstall; see the top of config.ini.example for settings"
 [[ $EUID -eq 0 ]] || die "must be run as root: sudo ./run.sh"
+if [[ $# -gt 0 ]]; then
+    uninstall
+    exit
+fi
 
 needs_to_run
-[[ ${#missing[@]} -eq 0 ]] || install_packages "${missing[@]}"
+[[ ${#missing[@]} -eq 0 ]] || install_and_note "${missing[@]}"
 # Any docker will do, so whoever has one keeps it; without one the daemon runs all the same.
-command -v docker >/dev/null || install_packages docker.io ||
+command -v docker >/dev/null || install_and_note docker.io ||
     echo "run.sh: warning: Docker is not installed, or not wholly" >&2
 
-rm -rf build # setuptools would install modules from there that the sources have no more
-make_venv .venv "$(echo setup.py pyproject.toml README.rst $(find buttervolume -name "*.py"))" .
+make_venv .venv "setup.py pyproject.toml README.rst $(
+    find buttervolume -type f ! -name "*.pyc" | sort
+)" .
 
 grep -qw btrfs /proc/filesystems || modprobe btrfs ||
     die "this kernel has no BTRFS: 'modprobe btrfs' failed"

@@ -46,10 +46,11 @@ def test_it_holds_nothing_for_nobody(built: Built) -> None:
 def test_it_holds_the_modules_of_the_checkout_compiled(built: Built) -> None:
     (package,) = built.rootfs.glob("usr/local/lib/python3*/dist-packages/buttervolume")
 
-    for module in (built.checkout / "buttervolume").glob("*.py"):
-        assert (package / module.name).read_text() == module.read_text()
-        (compiled,) = package.glob(f"__pycache__/{module.stem}.*.pyc")
-        seconds = int((package / module.name).stat().st_mtime)
+    for module in (built.checkout / "buttervolume").rglob("*.py"):
+        installed = package / module.relative_to(built.checkout / "buttervolume")
+        assert installed.read_text() == module.read_text()
+        (compiled,) = installed.parent.glob(f"__pycache__/{module.stem}.*.pyc")
+        seconds = int(installed.stat().st_mtime)
         assert int.from_bytes(compiled.read_bytes()[8:12], "little") == seconds, "it is out of date"
 
 
