@@ -230,7 +230,7 @@ class Scheduler:
                 self._save()
             except ButtervolumeError as error:
                 self._log.error("no jobs in this round: %s", error)
-            except Exception:  # whatever it is, the next round may be better
+            except Exception:  # noqa: BLE001 - whatever it is, the next round may be better
                 self._log.exception("the round of the scheduler failed")
             with self._changed:
                 self._changed.wait_for(
@@ -292,7 +292,7 @@ class Scheduler:
                 outcome = self._act(job)
         except ButtervolumeError as error:
             failure = str(error)
-        except Exception as error:  # a worker must live on, and the job be tried again
+        except Exception as error:  # noqa: BLE001 - a worker lives on, the job is tried again
             self._log.exception("%s: unexpected fault", key)
             failure = f"unexpected fault: {error!r}"
         with self._changed:

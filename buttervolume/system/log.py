@@ -134,7 +134,7 @@ class _Handler(logging.Handler):
         """Write a record."""
         try:
             text = self.format(record)
-        except Exception as error:  # a line that cannot be made must not end what it tells of
+        except Exception as error:  # noqa: BLE001 - a line must not end what it tells of
             text = f"a line of the log, {record.msg!r:.200}, could not be made: {error!r:.200}"
         self._writer.put(f"{text}\n".encode())
 

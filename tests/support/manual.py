@@ -8,7 +8,7 @@ TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGES = (TOP / "README.rst", *sorted(DOCS.rglob("*.rst")))
 """README.rst and all of docs."""
-OTHERS = tuple(TOP / name for name in ("CHANGES.rst", "CONTRIBUTING.rst"))
+OTHERS = tuple(TOP / name for name in ("CHANGES.rst", "CONTRIBUTING.rst", "SECURITY.rst"))
 """What is marked up in the same way, and shows no commands that users type."""
 
 MARK = re.compile(r"^\.\. (runnable|given) on (this|the other) host$", re.MULTILINE)
