@@ -28,6 +28,7 @@ class Config:
     snapshots_path: Path
     test_remote_path: Path
     schedule: Path
+    history: Path
     runpath: Path
     socket: Path
     timer: int
@@ -109,13 +110,14 @@ def _log_level(value: str) -> int:
 
 
 # Each key with its default and what turns its text into a value, or raises ValueError saying
-# what is allowed. SOCKET's default follows RUNPATH.
+# what is allowed. SOCKET's default follows RUNPATH, HISTORY's SCHEDULE.
 _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "DRIVERNAME": ("anybox/buttervolume:latest", _text),
     "VOLUMES_PATH": ("/var/lib/buttervolume/volumes/", _path),
     "SNAPSHOTS_PATH": ("/var/lib/buttervolume/snapshots/", _path),
     "TEST_REMOTE_PATH": ("/var/lib/buttervolume/received/", _path),
     "SCHEDULE": ("/etc/buttervolume/schedule.csv", _path),
+    "HISTORY": ("", _path),
     "RUNPATH": ("/run/docker", _path),
     "SOCKET": ("", _socket),
     "TIMER": ("60", _whole_number(1, 86400)),
@@ -170,6 +172,9 @@ def load(environ: Mapping[str, str], path: Path = CONFIG_FILE) -> Config:
             text, source = environ[_variable(key)], f"environment variable {_variable(key)}"
         elif in_file.get(key):
             text, source = in_file[key], str(path)
+        elif key == "HISTORY":
+            beside = Path(str(values["schedule"]))
+            text, source = str(beside.with_name("history.sqlite")), "default beside SCHEDULE"
         elif key == "SOCKET":
             text, source = f"{values['runpath']}/plugins/btrfs.sock", "default below RUNPATH"
         else:

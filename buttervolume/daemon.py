@@ -18,6 +18,8 @@ from buttervolume.config import Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
+from buttervolume.jobs.actions import Tools
+from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.report.observer import Observer
@@ -61,8 +63,9 @@ def _serve(config: Config) -> None:
             volumes, catalog, snapshots, port=config.ssh_port, transfers=transfers
         )
         schedule = Schedule(config.schedule)
-        state = Path(f"{config.schedule}.state.json")
-        scheduler = Scheduler(schedule, snapshots, replication, state, config.timer)
+        history = History(config.history)
+        tools = Tools(snapshots, replication, transfers)
+        scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer)
         services = Services(
             volumes=volumes,
             catalog=catalog,
@@ -82,13 +85,14 @@ def _serve(config: Config) -> None:
                 timer=config.timer,
                 min_free=config.min_free,
             ),
+            history=history,
         )
         endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS)
         server = Server(create_app(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
         threading.Thread(target=volumes.sweep, args=(leftovers,), name="sweep", daemon=True).start()
-        scheduler.start()
+        scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
         log.info("ready on %s", config.socket)
         notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
@@ -98,6 +102,7 @@ def _serve(config: Config) -> None:
         deadline = time.monotonic() + PATIENCE
         scheduler.stop(deadline)
         server.stop(deadline)
+        history.stop(deadline)
 
 
 def settle_process() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
+from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.report.observer import Observer
@@ -26,3 +27,4 @@ class Services:
     schedule: Schedule
     scheduler: Scheduler
     observer: Observer
+    history: History

@@ -2,7 +2,10 @@
 
 import logging
 
+from buttervolume import names
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.jobs.actions import USAGES
+from buttervolume.jobs.options import split_jobs
 from buttervolume.services import Services
 from buttervolume.store.options import parse_options
 
@@ -19,8 +22,12 @@ def capabilities(_services: Services, _: Body) -> Answer:
 
 def create(services: Services, body: Body) -> Answer:
     """Make a volume, unless there is one."""
-    name, options = body.text("Name"), body.mapping("Opts")
-    services.volumes.create(name, parse_options(options))
+    name = body.text("Name")
+    jobs, others = split_jobs(name, body.mapping("Opts"))
+    options = parse_options(others, also_valid=USAGES)
+    names.check_volume_reference(name)
+    with services.schedule.adding(jobs):
+        services.volumes.create(name, options)
     return {}
 
 

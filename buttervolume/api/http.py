@@ -69,6 +69,13 @@ class Body:
             raise MalformedRequest(f"{key} must be a string")
         return value
 
+    def text_or_number(self, key: str) -> str:
+        """A string that must be there, or a whole number instead, as a string."""
+        value = self._values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text(key)
+
     def texts(self, key: str) -> Sequence[str]:
         """A list of strings that must be there, with one at the least."""
         value = self._values.get(key)

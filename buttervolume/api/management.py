@@ -1,10 +1,16 @@
 """What the command line asks for beside Docker's calls; names and keys as in the original 3.x."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from buttervolume.api.http import Answer, Body, Endpoint, Lane
 from buttervolume.api.seeing import details_of_snapshots
-from buttervolume.jobs.schedule import Purge
+from buttervolume.errors import (
+    ButtervolumeError,
+    NoSuchVolume,
+    VolumesUnavailable,
+)
+from buttervolume.jobs.schedule import concerned
 from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
@@ -92,26 +98,56 @@ def purge(services: Services, body: Body) -> Answer:
 
 def set_job(services: Services, body: Body) -> Answer:
     """Make, change or remove a job."""
-    job = services.schedule.apply(body.text("Name"), body.text("Action"), body.text("Timer"))
-    # snapshots that were received are purged where there is no volume
-    if job is None or isinstance(job.task, Purge) or services.volumes.exists(job.volume):
-        return {}
-    return {"Warning": f"there is no volume {job.volume} yet"}
+    volume, action, timer = body.text("Name"), body.text("Action"), body.text_or_number("Timer")
+    if timer == "now":
+        return _run_now(services, volume, action)
+    changed = services.schedule.apply(volume, action, timer)
+    warnings = [changed.warning] if changed.warning else []
+    job = changed.job
+    with suppress(VolumesUnavailable):
+        names = services.volumes.names()
+        if job and job.task.needs_volume and not concerned(volume, names):
+            warnings.append(f"there is no volume {volume} yet")
+    return _joined(warnings)
+
+
+def _run_now(services: Services, name: str, action: str) -> Answer:
+    """Run a job at once, of each volume if the name is a pattern."""
+    if "*" not in name:
+        done = services.scheduler.run_now(name, action)
+        return {"Result": done.outcome} | _joined(done.warnings)
+    results, failures, warnings = list[str](), list[str](), list[str]()
+    volumes = concerned(name, services.volumes.names())
+    if not volumes:
+        raise NoSuchVolume(name)
+    for volume in volumes:
+        try:
+            done = services.scheduler.run_now(volume, action)
+            results.append(f"{volume}: {done.outcome}")
+            warnings += [f"{volume}: {warning}" for warning in done.warnings]
+        except ButtervolumeError as error:
+            failures.append(f"{volume}: {error}")
+    return {"Result": "\n".join(results), "Err": "; ".join(failures)} | _joined(warnings)
+
+
+def _joined(warnings: Sequence[str]) -> Answer:
+    return {"Warning": "; ".join(warnings)} if warnings else {}
 
 
 def list_jobs(services: Services, _: Body) -> Answer:
-    """Every job."""
+    """Every job, and every row of the schedule that is none."""
     contents = services.schedule.read()
     jobs = [
         {
             "Name": job.volume,
             "Action": job.action,
-            "Timer": str(job.minutes),
+            "Timer": str(job.when),
             "Active": str(job.active),
         }
         for job in contents.jobs
     ]
-    return {"Schedule": jobs, "Paused": contents.paused}
+    unreadable = [{"Line": line.shown, "Error": line.error} for line in contents.unreadable]
+    return {"Schedule": jobs, "Paused": contents.paused, "Unreadable": unreadable}
 
 
 def pause_jobs(services: Services, _: Body) -> Answer:

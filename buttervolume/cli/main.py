@@ -126,13 +126,13 @@ def _purge(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _schedule(call: Call, arguments: argparse.Namespace) -> list[str]:
-    call(
+    answer = call(
         "VolumeDriver.Schedule",
         Name=arguments.volume,
         Action=arguments.action,
         Timer=arguments.timer,
     )
-    return []
+    return str(answer["Result"]).splitlines() if "Result" in answer else []
 
 
 def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -146,6 +146,11 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
         return as_json(answer)
     if answer["Paused"]:
         print("buttervolume: all jobs are paused", file=sys.stderr)
+    for row in answer.get("Unreadable", []):
+        print(
+            f"buttervolume: warning: nobody can read this row: {row['Line']} ({row['Error']})",
+            file=sys.stderr,
+        )
     return [
         f"{job['Action']} {job['Timer']} {job['Name']}"
         + (" (paused)" if job["Active"] == "False" else "")

@@ -132,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
         "schedule purge:4h:1d:2w:2y 720 db",
         "schedule replicate:backup.example.org 120 db",
         "schedule synchronize:web1,web2 30 uploads",
+        "schedule snapshot '0 3 * * *' 'web-*'",
         "schedule snapshot pause db",
         "schedule snapshot delete db",
     )
@@ -140,7 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="snapshot, purge:<pattern>, replicate:<host> or synchronize:<host>[,<host>…]",
     )
     command.add_argument(
-        "timer", metavar="minutes", help="every how many minutes; or 0, delete, pause or resume"
+        "timer",
+        metavar="minutes",
+        help="every how many minutes, or cron ('0 3 * * *'); or 0, delete, pause, resume or now",
     )
     command.add_argument("volume")
 

@@ -12,6 +12,13 @@ from buttervolume.system.command import Flow
 
 
 @dataclass
+class Tally:
+    """How many bytes the transfers of a thread have moved."""
+
+    moved: int = 0
+
+
+@dataclass
 class Transfer:
     """A transfer under way."""
 
@@ -43,6 +50,7 @@ class Transfers:
         self._running: dict[int, Transfer] = {}
         self._closed = False
         self._numbers = count(1)
+        self._of_thread = threading.local()
 
     @contextmanager
     def start(self, operation: str, volume: str, snapshot: str, host: str) -> Iterator[Transfer]:
@@ -57,6 +65,17 @@ class Transfers:
         finally:
             with self._guard:
                 del self._running[transfer.number]
+            tally: Tally = getattr(self._of_thread, "tally", Tally())
+            tally.moved += transfer.flow.moved
+
+    @contextmanager
+    def tally(self) -> Iterator[Tally]:
+        """Count what is moved by the transfers that this thread makes until the block ends."""
+        self._of_thread.tally = Tally()
+        try:
+            yield self._of_thread.tally
+        finally:
+            del self._of_thread.tally
 
     def list(self) -> list[Transfer]:
         """The transfers under way, the oldest first."""

@@ -4,83 +4,21 @@ import csv
 import io
 import logging
 import os
+import re
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from buttervolume import names
 from buttervolume.errors import BadJob, BadName, BadPattern, NoSuchJob, OperationFailed
-from buttervolume.store.retention import Pattern, parse_pattern
+from buttervolume.jobs.actions import Action, parse_action
+from buttervolume.jobs.when import When, parse_when
 from buttervolume.system import files
-
-LONGEST_PERIOD = 10 * 366 * 24 * 60
-"""Minutes: ten years, more than anybody means."""
-
-
-# What a job does
-
-
-@dataclass(frozen=True)
-class Take:
-    """Snapshot the volume."""
-
-
-@dataclass(frozen=True)
-class Purge:
-    """Delete the snapshots that a retention pattern does not keep."""
-
-    pattern: Pattern
-
-
-@dataclass(frozen=True)
-class Replicate:
-    """Snapshot the volume and send the snapshot to a host."""
-
-    host: str
-
-
-@dataclass(frozen=True)
-class Synchronize:
-    """Bring newer files from hosts."""
-
-    hosts: tuple[str, ...]
-
-
-Task = Take | Purge | Replicate | Synchronize
-
-
-def parse_action(action: str) -> Task:
-    """Understand an action of the schedule. Raises BadJob, BadName, BadPattern."""
-    kind, colon, rest = action.partition(":")
-    match kind:
-        case "snapshot" if not colon:
-            return Take()
-        case "purge":
-            return Purge(parse_pattern(rest))
-        case "replicate":
-            return Replicate(names.check_host(rest))
-        case "synchronize":
-            hosts = tuple(names.check_host(host) for host in rest.split(","))
-            if len(set(hosts)) < len(hosts):
-                raise BadJob(f"{action}: a host is named twice")
-            return Synchronize(hosts)
-    raise BadJob(
-        f"{action!r} is no action: use snapshot, purge:<pattern>, replicate:<host> or "
-        "synchronize:<host>[,<host>…]"
-    )
-
-
-def parse_minutes(text: str) -> int:
-    """Understand a period. Raises BadJob."""
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        minutes = int(text)
-        if 0 < minutes <= LONGEST_PERIOD:
-            return minutes
-    raise BadJob(f"{text!r}: the minutes must be a whole number from 1 to {LONGEST_PERIOD}")
 
 
 @dataclass(frozen=True)
@@ -88,20 +26,71 @@ class Job:
     """A row of the schedule."""
 
     volume: str
+    """A volume's name, or a pattern of names with `*` for anything."""
     action: str
-    minutes: int
+    when: When
     active: bool
-    task: Task
-
-    @cached_property
-    def period(self) -> timedelta:
-        """The time between two runs."""
-        return timedelta(minutes=self.minutes)
+    task: Action
 
     @cached_property
     def key(self) -> str:
         """What tells jobs apart, in words; an action holds no space."""
         return f"{self.action} {self.volume}"
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it stands for a job of each volume that its pattern matches."""
+        return "*" in self.volume
+
+
+def concerned(volume: str, volumes: Sequence[str]) -> Sequence[str]:
+    """Which of the volumes that exist, sorted, a row's name or pattern means."""
+    if "*" in volume:
+        return _matching(volume, volumes)
+    place = bisect_left(volumes, volume)
+    return volumes[place : place + 1] if volumes[place : place + 1] == (volume,) else ()
+
+
+def resolve(jobs: Iterable[Job], volumes: Sequence[str]) -> list[Job]:
+    """The jobs of volumes that rows stand for, one of each action for a volume.
+
+    `volumes` are those that exist, sorted. A row that names the volume comes before a pattern with
+    an action of the same kind, a longer pattern before a shorter one, and of two that are as long
+    the one that is further up; whether they are paused does not matter. The row of a volume that
+    does not exist stands for itself.
+    """
+    found: dict[str, Job] = {}
+    spoken_for: set[tuple[str, str]] = set()
+    """The kinds of action that a volume has a row for."""
+    patterns: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.is_pattern:
+            patterns.setdefault(job.volume, []).append(job)
+        else:
+            found.setdefault(job.key, job)
+            spoken_for.add((job.task.kind, job.volume))
+    for pattern in sorted(patterns, key=len, reverse=True):
+        matching = _matching(pattern, volumes)
+        for kind in dict.fromkeys(job.task.kind for job in patterns[pattern]):
+            free = [volume for volume in matching if (kind, volume) not in spoken_for]
+            spoken_for.update((kind, volume) for volume in free)
+            for job in patterns[pattern]:
+                if job.task.kind == kind:
+                    for volume in free:
+                        one = Job(volume, job.action, job.when, job.active, job.task)
+                        found.setdefault(one.key, one)
+    return list(found.values())
+
+
+def _matching(pattern: str, volumes: Sequence[str]) -> Sequence[str]:
+    """The volumes that a pattern matches, of a sorted list."""
+    start, *rest = pattern.split("*")
+    first = bisect_left(volumes, start)
+    last = bisect_left(volumes, start + chr(sys.maxunicode), lo=first)
+    if rest == [""]:
+        return volumes[first:last]
+    expression = re.compile(".*".join(map(re.escape, (start, *rest))))
+    return [volume for volume in volumes[first:last] if expression.fullmatch(volume)]
 
 
 def parse_row(fields: list[str]) -> Job:
@@ -109,13 +98,13 @@ def parse_row(fields: list[str]) -> Job:
     fields = [*fields[:1], *(field.strip() for field in fields[1:])]
     if len(fields) not in (3, 4):
         raise BadJob(f"{len(fields)} columns instead of 3 or 4")
-    volume, action, minutes, active = (*fields, "")[:4]
+    volume, action, when, active = (*fields, "")[:4]
     if active not in ("", "True", "False"):
         raise BadJob(f"{active!r} in the fourth column instead of True or False")
     return Job(
         names.check_volume_reference(volume),
         action,
-        parse_minutes(minutes),
+        parse_when(when),
         active != "False",
         parse_action(action),
     )
@@ -127,6 +116,31 @@ class Line:
 
     text: str
     job: Job | None
+    error: str = ""
+    """Why it is no job; empty for a blank line, too."""
+
+    @cached_property
+    def shown(self) -> str:
+        """The text as it can be shown: bytes that are no UTF-8 are escaped."""
+        return _printable(self.text.rstrip("\r\n"))
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Its columns, as well as they can be told apart."""
+        text = self.text.rstrip("\r\n")
+        try:
+            return next(csv.reader([text], strict=True), [])
+        except csv.Error:
+            return text.split(",")
+
+    def names(self, volume: str, action: str) -> bool:
+        """Whether these are its first two columns, as they are or as they are shown."""
+        first_two = self.columns[:2]
+        return [volume, action] in (first_two, [*map(_printable, first_two)])
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,21 @@ class Contents:
     def jobs(self) -> list[Job]:
         """The jobs in their order, paused ones included."""
         return [line.job for line in self.lines if line.job is not None]
+
+    @cached_property
+    def unreadable(self) -> list[Line]:
+        """The rows that nobody can understand."""
+        return [line for line in self.lines if line.error]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What came of a change."""
+
+    job: Job | None = None
+    """The job that was made, or has replaced one."""
+    warning: str = ""
+    """What is odd about the change without being wrong."""
 
 
 class Schedule:
@@ -198,66 +227,99 @@ class Schedule:
         if not text.strip():
             return Line(text, None)
         try:
-            rows = list(csv.reader([text], strict=True))
-            return Line(text, parse_row(rows[0]))
+            job = parse_row(next(csv.reader([text], strict=True)))
         except (csv.Error, ValueError, BadJob, BadPattern, BadName) as error:
-            shown = text.strip().encode(errors="backslashreplace").decode()
-            self._complain(f"{self.path}: this row is skipped: {shown!r}: {error}")
-            return Line(text, None)
+            line = Line(text, None, _printable(str(error)))
+            self._complain(f"{self.path}: this row is skipped: {line.shown!r}: {line.error}")
+            return line
+        if job.task.warning:
+            self._complain(f"{self.path}: {job.key}: {job.task.warning}")
+        return Line(text, job)
 
     # Changes
 
-    def apply(self, volume: str, action: str, timer: str) -> Job | None:
-        """Do what the API's Schedule asks for: a period in minutes makes a job or replaces it,
-        `0` or `delete` removes it, `pause` and `resume` switch it. Returns the job it has made.
+    def apply(self, volume: str, action: str, timer: str) -> Changed:
+        """Do what the API's Schedule asks for: minutes or a cron expression make a job or replace
+        it, `0` or `delete` removes it, `pause` and `resume` switch it.
 
-        Raises BadName, BadJob, BadPattern, NoSuchJob, OperationFailed; nothing is changed then.
+        A row that nobody can read is removed or switched by the text of its first two columns. To
+        remove what is not there is no more than a warning. Raises BadName, BadJob, BadPattern,
+        NoSuchJob, OperationFailed; nothing is changed then.
         """
-        names.check_volume_reference(volume)
         if timer in ("0", "delete"):
-            self._change(volume, action, lambda job: None)
-        elif timer in ("pause", "resume"):
+            if self._change(volume, action, lambda line: None):
+                return Changed()
+            parse_action(action)  # a slip of the pen is more than a warning
+            return Changed(warning=str(NoSuchJob(volume, action)))
+        if timer in ("pause", "resume"):
             active = timer == "resume"
-            self._change(volume, action, lambda job: _with_active(job, active))
-        else:
-            task = parse_action(action)
-            try:
-                minutes = parse_minutes(timer)
-            except BadJob as error:
-                raise BadJob(f"{error}; or 0, delete, pause or resume") from error
-            new = Job(volume, action, minutes, True, task)
-            self._change(volume, action, lambda job: new, otherwise=new)
-            return new
-        return None
+            if self._change(volume, action, lambda line: _with_active(line, active)):
+                return Changed()
+            raise NoSuchJob(volume, action)
+        names.check_volume_reference(volume)
+        task = parse_action(action)
+        try:
+            when = parse_when(timer)
+        except BadJob as error:
+            raise BadJob(f"{error}; or 0, delete, pause, resume or now") from error
+        new = Job(volume, action, when, True, task)
+        self._change(volume, action, lambda line: _to_text(new) if line.job else line.text, new)
+        return Changed(new, task.warning)
 
     def _change(
         self,
         volume: str,
         action: str,
-        change: Callable[[Job], Job | None],
+        change: Callable[[Line], str | None],
         otherwise: Job | None = None,
-    ) -> None:
-        """Replace a job's row by what `change` makes of it; of several, the first stays. A job
-        that is not there becomes `otherwise`; raises NoSuchJob without."""
+    ) -> bool:
+        """Replace a job's row by what `change` makes of it, nothing for None; of several, the first
+        stays. A job that is not there becomes `otherwise`. Returns whether it was there."""
         with self._guard:
             contents = self._read()
-            lines: list[str] = []
-            found = False
+            meant = [
+                line
+                for line in contents.lines
+                if line.job and (line.job.volume, line.job.action) == (volume, action)
+            ]
+            if not meant and otherwise is None:
+                meant = [line for line in contents.unreadable if line.names(volume, action)]
+                if not meant:
+                    names.check_volume_reference(volume)
+                    return False
+            texts: list[str] = []
+            first = True
             for line in contents.lines:
-                if line.job is None or (line.job.volume, line.job.action) != (volume, action):
-                    lines.append(line.text)
-                elif not found:
-                    found = True
-                    new = change(line.job)
-                    if new is not None:
-                        lines.append(_to_text(new))
-            if not found:
-                if otherwise is None:
-                    raise NoSuchJob(volume, action)
-                if lines and not lines[-1].endswith(("\n", "\r")):
-                    lines[-1] += "\n"
-                lines.append(_to_text(otherwise))
-            self._write(self.disabled_path if contents.paused else self.path, "".join(lines))
+                if not any(line is each for each in meant):
+                    texts.append(line.text)
+                elif first or line.error:
+                    texts.append(change(line) or "")
+                    first = False
+            if not meant and otherwise is not None:
+                texts = _appended(texts, [otherwise])
+            self._save(contents, texts)
+            return bool(meant)
+
+    @contextmanager
+    def adding(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Add those jobs that are not there, in one write, for what the block makes; if the block
+        fails, they go again. A row that is there stays as it is. Raises OperationFailed."""
+        with self._guard:
+            contents = self._read()
+            known = {(job.volume, job.action) for job in contents.jobs}
+            new = [job for job in jobs if (job.volume, job.action) not in known]
+            if new:
+                self._save(contents, _appended([line.text for line in contents.lines], new))
+        try:
+            yield
+        except BaseException:
+            for job in new:
+                self._change(job.volume, job.action, lambda line: None)
+            raise
+
+    def _save(self, contents: Contents, texts: list[str]) -> None:
+        """Write what is to be in the place of something read."""
+        self._write(self.disabled_path if contents.paused else self.path, "".join(texts))
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -289,13 +351,30 @@ class Schedule:
             raise OperationFailed(f"rename {source} to {target}", error) from error
 
 
-def _with_active(job: Job, active: bool) -> Job:
-    return Job(job.volume, job.action, job.minutes, active, job.task)
+def _with_active(line: Line, active: bool) -> str:
+    """A row, switched on or off."""
+    if line.job is not None:
+        return _to_text(replace(line.job, active=active))
+    columns = line.columns
+    if not active:
+        columns = [*columns, "", ""][: max(len(columns), 3)]
+        return _as_csv([*columns[:3], "False", *columns[4:]])
+    return _as_csv(columns[:3] if len(columns) == 4 else [*columns[:3], "True", *columns[4:]])
+
+
+def _appended(texts: list[str], jobs: Iterable[Job]) -> list[str]:
+    """The lines of a file with more jobs behind them."""
+    if texts and not texts[-1].endswith(("\n", "\r")):
+        texts = [*texts[:-1], f"{texts[-1]}\n"]
+    return [*texts, *map(_to_text, jobs)]
 
 
 def _to_text(job: Job) -> str:
     """A row for the file: three columns, and a fourth while the job is paused."""
-    row = [job.volume, job.action, str(job.minutes)] + ([] if job.active else ["False"])
+    return _as_csv([job.volume, job.action, str(job.when)] + ([] if job.active else ["False"]))
+
+
+def _as_csv(row: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator=os.linesep).writerow(row)
     return text.getvalue()

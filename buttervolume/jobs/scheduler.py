@@ -1,205 +1,140 @@
 """Jobs at their times: one thread that looks, workers that act, a memory that survives restarts."""
 
-import json
+import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from queue import SimpleQueue
 
-from buttervolume.errors import ButtervolumeError, OperationFailed
-from buttervolume.hosts.replication import Replication
-from buttervolume.jobs.schedule import Contents, Job, Purge, Replicate, Schedule, Synchronize
-from buttervolume.store.snapshots import Snapshots, Taken
-from buttervolume.system import files
+from buttervolume.errors import ButtervolumeError, Cancelled, NoSuchVolume, TooManyTransfers
+from buttervolume.jobs.actions import Done, Tools, parse_action
+from buttervolume.jobs.history import History, Run
+from buttervolume.jobs.memory import (
+    LONGEST_WAIT,
+    Memory,
+    failed,
+    known,
+    may_start,
+    settle,
+    succeeded,
+)
+from buttervolume.jobs.schedule import Contents, Job, Schedule, resolve
+from buttervolume.jobs.when import Every
 
 POOL = 4
 """How many snapshots and purges run side by side."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What is remembered of a job; times are in UTC."""
-
-    last_success: datetime | None = None
-    """When its last successful run began."""
-    outcome: str = ""
-    """What that run did."""
-    failures: int = 0
-    """How many runs have failed since."""
-    first_failure: datetime | None = None
-    last_failure: datetime | None = None
-    message: str = ""
-    """Why the last of them failed."""
+TRANSFERS_NOW = 4
+"""How many jobs that transfer run at once for callers who wait for them."""
 
 
 @dataclass(frozen=True)
 class Activity:
     """What the scheduler knows of its jobs at one moment; jobs go by their keys."""
 
+    jobs: Mapping[str, Job]
+    """Those of the last round, paused ones included; a pattern stands there as a job of each
+    volume that it matches."""
     memories: Mapping[str, Memory]
     running: Mapping[str, datetime]
     """Since when, in UTC, a job is with its worker."""
+    waiting: frozenset[str]
+    """Those that have nothing to do until there is a volume of that name."""
     since_round: float
     """Seconds since its thread last came by, with or without success; it comes every TIMER."""
 
 
-# Decisions: pure, with the clock as a parameter
-
-
-def is_due(job: Job, memory: Memory, now: datetime, slack: timedelta) -> bool:
-    """Whether a job is to run: when its period has passed since the start of its last success, or
-    after a failure when 1, 2, 4 … minutes have passed, never more than its period.
-
-    It may run `slack` too early: half the time between two looks, so that a period that is a
-    multiple of that time does not drift.
-    """
-    if memory.last_failure is not None:
-        wait = timedelta(minutes=2 ** min(memory.failures - 1, 40))
-        return now + slack >= memory.last_failure + min(wait, job.period)
-    return memory.last_success is None or now + slack >= memory.last_success + job.period
-
-
-def due_jobs(
-    jobs: Iterable[Job], memories: Mapping[str, Memory], now: datetime, slack: timedelta
-) -> list[Job]:
-    """The active jobs that are to run now."""
-    nothing = Memory()
-    return [
-        job
-        for job in jobs
-        if job.active and is_due(job, memories.get(job.key, nothing), now, slack)
-    ]
-
-
-def settle(memory: Memory, now: datetime) -> Memory:
-    """Take a time in the future, left by a clock that was set back, for now: the job then waits
-    for one period, instead of for as long as the clock was wrong."""
-    success, failure = memory.last_success, memory.last_failure
-    if success is not None and success > now:
-        memory = replace(memory, last_success=now)
-    if failure is not None and failure > now:
-        first = min(memory.first_failure or now, now)
-        memory = replace(memory, first_failure=first, last_failure=now)
-    return memory
-
-
-def succeeded(started: datetime, outcome: str) -> Memory:
-    """The memory of a job after a successful run."""
-    return Memory(last_success=started, outcome=outcome)
-
-
-def failed(memory: Memory, now: datetime, message: str) -> Memory:
-    """The memory of a job after a failed run."""
-    return replace(
-        memory,
-        failures=memory.failures + 1,
-        first_failure=memory.first_failure or now,
-        last_failure=now,
-        message=message,
-    )
-
-
-# The memory on the disk
-
-
-def load(path: Path) -> dict[str, Memory]:
-    """Read the memories; raises OSError or ValueError if there are none that can be read."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        return {key: _from_json(values) for key, values in json.loads(text)["jobs"].items()}
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not written by this program: {error!r}") from error
-
-
-def _from_json(values: Mapping[str, str | int | None]) -> Memory:
-    moments = {
-        key: datetime.fromisoformat(str(values[key])).astimezone(UTC) if values[key] else None
-        for key in ("last_success", "first_failure", "last_failure")
-    }
-    return Memory(
-        **moments,
-        outcome=str(values["outcome"]),
-        failures=int(values["failures"] or 0),
-        message=str(values["message"]),
-    )
-
-
-def save(path: Path, memories: Mapping[str, Memory]) -> None:
-    """Write the memories."""
-    jobs = {key: vars(memory) for key, memory in sorted(memories.items())}
-    text = json.dumps({"jobs": jobs}, indent=1, default=datetime.isoformat, ensure_ascii=False)
-    files.replace(path, f"{text}\n")
-
-
 class Workers:
-    """Threads that take tasks from one queue. They end with the process: nobody waits for them."""
+    """Threads that take tasks from one queue. They begin when there is something to do and end
+    when there is nothing more, or with the process: nobody waits for them."""
 
     def __init__(self, name: str, count: int) -> None:
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        for number in range(count):
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+        self._name = name
+        self._count = count
+        # protects what follows
+        self._guard = threading.Lock()
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._threads = 0
+
+    def add(self, task: Callable[[], None]) -> None:
+        """Let a task be done when its turn comes. Raises RuntimeError if no thread can begin."""
+        with self._guard:
+            if self._threads < self._count:
+                name = f"{self._name}-{self._threads}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+                self._threads += 1
+            self._tasks.append(task)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do, or being done."""
+        with self._guard:
+            return self._threads > 0
 
     def _work(self) -> None:
         while True:
-            self._tasks.get()()
-
-    def add(self, task: Callable[[], None]) -> None:
-        """Let a task be done when its turn comes."""
-        self._tasks.put(task)
+            with self._guard:
+                if not self._tasks:
+                    self._threads -= 1
+                    return
+                task = self._tasks.popleft()
+            task()
 
 
 class Scheduler:
     """Runs the jobs of a schedule.
 
-    A round looks at the file and hands out what is due. A job that is handed out is not handed out
-    again before it has ended; transfers have workers of their own for each set of hosts, so that a
-    dead host delays only what concerns it.
+    A round looks at the file and at the names of the volumes, and hands out what is due. While
+    neither has changed, it costs the same however many jobs there are. A job that is handed out is
+    not handed out again before it has ended; transfers have workers of their own for each set of
+    hosts, so that a dead host delays only what concerns it.
     """
 
     def __init__(
         self,
         schedule: Schedule,
-        snapshots: Snapshots,
-        replication: Replication,
-        state_path: Path,
+        tools: Tools,
+        history: History,
+        volumes: Callable[[], Sequence[str]],
         timer: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`timer` is in seconds."""
+        """`timer` is in seconds; `volumes` returns the names of all, sorted, and the same object
+        as before if they are the same."""
         self._schedule = schedule
-        self._snapshots = snapshots
-        self._replication = replication
-        self._state_path = state_path
+        self._tools = tools
+        self._history = history
+        self._volumes = volumes
         self._timer = timer
+        self._slack = timedelta(seconds=timer / 2)
         self._now = now
         self._log = logging.getLogger(__name__)
         # protects all below; notified when a job has ended, and when all is to stop
         self._changed = threading.Condition()
         self._memories: dict[str, Memory] = {}
-        self._unsaved = False
-        """Whether a job has ended since the memory was last written."""
         self._running: dict[str, datetime] = {}
         self._last_round = time.monotonic()
         self._stopping = False
         self._workers: dict[tuple[str, ...], Workers] = {}
-        self._saved: Mapping[str, Memory] = {}
-        """What is on the disk; only the thread uses it, and `start` before and `stop` after it."""
+        self._alone: dict[tuple[str, str], deque[Job]] = {}
+        """By kind of action and volume: the jobs that wait for one that works on the volume."""
+        # what the last round has made of the file and the names
+        self._contents: Contents | None = None
+        self._names: Sequence[str] = ()
+        self._planned = datetime.max.replace(tzinfo=UTC)
+        self._jobs: dict[str, Job] = {}
+        self._waiting: frozenset[str] = frozenset()
+        self._due: list[tuple[datetime, str]] = []
+        """A heap of when to look at which job; it may be too early, never too late."""
+        self._slots = threading.BoundedSemaphore(TRANSFERS_NOW)
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
-    def start(self) -> None:
-        """Read the memory and begin."""
-        try:
-            self._memories = load(self._state_path)
-            self._saved = dict(self._memories)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            self._log.warning("%s: %s; every job runs once now", self._state_path, error)
+    def start(self, memories: Mapping[str, Memory]) -> None:
+        """Begin, with what is remembered from before."""
+        self._memories = dict(memories)
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
@@ -209,130 +144,234 @@ class Scheduler:
             self._stopping = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._running, deadline - time.monotonic())
-        self._thread.join(max(0, deadline - time.monotonic()))
-        if not self._thread.is_alive():  # else it may be writing the same file
-            self._save()
+        if self._thread.is_alive():
+            self._thread.join(max(0, deadline - time.monotonic()))
 
     def activity(self) -> Activity:
         """What there is to know now."""
         with self._changed:
-            since_round = time.monotonic() - self._last_round
-            return Activity(dict(self._memories), dict(self._running), since_round)
+            return Activity(
+                dict(self._jobs),
+                dict(self._memories),
+                dict(self._running),
+                self._waiting,
+                time.monotonic() - self._last_round,
+            )
 
     def _loop(self) -> None:
-        next_round = time.monotonic()
         while not self._stopping:
+            self._last_round = time.monotonic()
             try:
-                if time.monotonic() >= next_round:
-                    self._last_round = time.monotonic()
-                    next_round = self._last_round + self._timer
-                    self.round()
-                self._save()
+                self.round()
             except ButtervolumeError as error:
                 self._log.error("no jobs in this round: %s", error)
             except Exception:  # noqa: BLE001 - whatever it is, the next round may be better
                 self._log.exception("the round of the scheduler failed")
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping or self._unsaved, next_round - time.monotonic()
-                )
-
-    def _save(self) -> None:
-        """Write the memory if it has changed; what ends meanwhile, or cannot be written, is written
-        the next time."""
-        with self._changed:
-            memories, self._unsaved = dict(self._memories), False
-        if memories != self._saved:
-            try:
-                save(self._state_path, memories)
-                self._saved = memories
-            except OSError as error:
-                self._log.warning("cannot write %s: %s", self._state_path, error)
+                rest = self._last_round + self._timer - time.monotonic()
+                self._changed.wait_for(lambda: self._stopping, rest)
 
     def round(self) -> None:
         """Hand out what is due."""
-        contents = self._schedule.read()
-        known = {job.key for job in contents.jobs}
-        now = self._now()
+        contents, names, now = self._schedule.read(), self._volumes(), self._now()
         with self._changed:
-            kept = {
-                key: settle(memory, now)
-                for key, memory in self._memories.items()
-                if key in known or not contents.lines  # an editor may be replacing the file
-            }
-            self._memories = kept
-            if contents.paused or self._stopping:
-                return
-            slack = timedelta(seconds=self._timer / 2)
-            for job in due_jobs(contents.jobs, kept, now, slack):
-                if job.key not in self._running:
-                    workers = self._workers_for(job)
-                    self._running[job.key] = now
-                    workers.add(partial(self._run, job, contents))
+            same = contents is self._contents and names is self._names
+            if not same or now < self._planned:
+                self._plan(contents, names, now)
+            self._planned = now
+            while not (contents.paused or self._stopping) and self._due and self._due[0][0] <= now:
+                self._consider(heapq.heappop(self._due)[1], now)
 
-    def _workers_for(self, job: Job) -> Workers:
-        """The workers of a job: those of the hosts that it transfers from or to, or the pool."""
-        match job.task:
-            case Replicate(host):
-                hosts: tuple[str, ...] = (host,)
-            case Synchronize(several):
-                hosts = several
-            case _:
-                hosts = ()
+    def _plan(self, contents: Contents, names: Sequence[str], now: datetime) -> None:
+        """Find out which jobs there are, and when each may start."""
+        jobs = {job.key: job for job in resolve(contents.jobs, names)}
+        if contents.lines:  # else an editor may be replacing the file
+            gone = [key for key in self._memories if key not in jobs]
+            for key in gone:
+                del self._memories[key]
+            if gone:
+                self._history.forget(gone)
+        for key, job in jobs.items():
+            before = self._memories.get(key)
+            memory = settle(known(before, job, now), now)
+            if memory != before:
+                self._memories[key] = memory
+                self._history.remember(key, memory)
+        existing = frozenset(names)
+        self._waiting = frozenset(
+            key for key, job in jobs.items() if job.task.needs_volume and job.volume not in existing
+        )
+        self._contents, self._names, self._jobs = contents, names, jobs
+        self._due = [
+            (may_start(job, self._memories[key], now, self._slack), key)
+            for key, job in jobs.items()
+            if job.active and key not in self._waiting
+        ]
+        heapq.heapify(self._due)
+        self._workers = {hosts: each for hosts, each in self._workers.items() if each.busy}
+
+    def _consider(self, key: str, now: datetime) -> None:
+        """Hand out a job if it is due; else look at it again when it may be."""
+        job = self._jobs.get(key)
+        if job is None or key in self._running:  # it is looked at again when it has ended
+            return
+        start = may_start(job, self._memories[key], now, self._slack)
+        if start <= now:
+            try:
+                self._hand_out(job, now)
+                return
+            except RuntimeError:  # no thread can begin now
+                heapq.heappush(self._due, (start, key))
+                raise
+        heapq.heappush(self._due, (start, key))
+
+    def _hand_out(self, job: Job, now: datetime) -> None:
+        """Give a job to its workers, or let it wait until no other of its kind works there."""
+        others = self._alone.get(_place(job))
+        if job.task.alone and others is not None:
+            others.append(job)
+        else:
+            self._give_to_workers(job)
+            if job.task.alone:
+                self._alone[_place(job)] = deque()
+        self._running[job.key] = now
+
+    def _give_to_workers(self, job: Job) -> None:
+        """Those of the hosts that it transfers from or to, or the pool."""
+        hosts = job.task.hosts
         if hosts not in self._workers:
             self._workers[hosts] = Workers(",".join(hosts) or "pool", 1 if hosts else POOL)
-        return self._workers[hosts]
+        self._workers[hosts].add(partial(self._run, job, self._contents))
 
-    def _run(self, job: Job, decided_on: Contents) -> None:
-        """Run a job and remember how it went; here errors become words."""
-        key, started = job.key, self._now()
-        outcome = failure = ""
+    # Running
+
+    def _run(self, job: Job, decided_on: Contents | None) -> None:
+        """Run a job that was handed out, and say how it went; here errors become words."""
+        waits = False
         try:
             if self._is_wanted(job, decided_on):
-                outcome = self._act(job)
+                done = self._attempt(job)
+                self._log.info("%s: %s", job.key, done.outcome)
         except ButtervolumeError as error:
-            failure = str(error)
-        except Exception as error:  # noqa: BLE001 - a worker lives on, the job is tried again
-            self._log.exception("%s: unexpected fault", key)
-            failure = f"unexpected fault: {error!r}"
-        with self._changed:
-            self._running.pop(key, None)
-            if failure and not self._stopping:
-                memory = failed(self._memories.get(key, Memory()), self._now(), failure)
-                self._memories[key] = memory
-                self._log.error("%s failed (%d in a row): %s", key, memory.failures, failure)
-            elif outcome:
-                self._memories[key] = succeeded(started, outcome)
-                self._log.info("%s: %s", key, outcome)
-            self._unsaved = True
-            self._changed.notify_all()
+            waits = _waits(job, error)
+            if not waits and not self._stopping:
+                failures = self._memories.get(job.key, Memory()).failures
+                self._log.error("%s failed (%d in a row): %s", job.key, failures, error)
+        finally:
+            self._end(job, waits=waits)
 
-    def _is_wanted(self, job: Job, decided_on: Contents) -> bool:
+    def _is_wanted(self, job: Job, decided_on: Contents | None) -> bool:
         """Whether a job is still to run: it may have waited for hours for its turn."""
         if self._stopping:
             return False
         contents = self._schedule.read()
-        return contents is decided_on or (not contents.paused and job in contents.jobs)
+        if contents is decided_on:
+            return True
+        return not contents.paused and job in resolve(contents.jobs, self._names)
 
-    def _act(self, job: Job) -> str:
-        """Do what a job is for, and say what was done."""
-        match job.task:
-            case Replicate(host):
-                return self._replication.replicate(job.volume, host) or "unchanged"
-            case Synchronize(hosts):
-                for taken in self._replication.synchronize([job.volume], hosts):
-                    self._warn(job, taken)
-                return "synchronized"
-            case Purge(pattern):
-                purged = self._snapshots.purge(job.volume, pattern)
-                if purged.failed:
-                    raise OperationFailed("purge", purged.explain())
-                return f"{len(purged.deleted)} purged"
-            case _:
-                taken = self._snapshots.take(job.volume)
-                self._warn(job, taken)
-                return taken.name
+    def run_now(self, volume: str, action: str) -> Done:
+        """Run a job at once, in this thread, and return what it did.
 
-    def _warn(self, job: Job, taken: Taken) -> None:
-        if taken.left_out:
-            self._log.warning("%s: not in the snapshot: %s", job.key, ", ".join(taken.left_out))
+        It need not be in the schedule; if it is, this run counts. Whether it is paused does not
+        matter. If it is running already, this waits for that to end. Raises what the action raises,
+        TooManyTransfers, and Cancelled if the daemon is stopping.
+        """
+        job = Job(volume, action, Every(1), True, parse_action(action))
+        if not job.task.hosts:
+            return self._run_when_free(job)
+        if not self._slots.acquire(blocking=False):
+            raise TooManyTransfers(TRANSFERS_NOW)
+        try:
+            return self._run_when_free(job)
+        finally:
+            self._slots.release()
+
+    def _run_when_free(self, job: Job) -> Done:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._is_free(job))
+            if self._stopping:
+                raise Cancelled
+            self._running[job.key] = self._now()
+            if job.task.alone:
+                self._alone[_place(job)] = deque()
+        try:
+            return self._attempt(job)
+        finally:
+            self._end(job)
+
+    def _is_free(self, job: Job) -> bool:
+        return job.key not in self._running and _place(job) not in self._alone
+
+    def _attempt(self, job: Job) -> Done:
+        """Do what a job is for, and remember how it went. Raises ButtervolumeError."""
+        started, clock = self._now(), time.monotonic()
+        done, failure = Done(""), None
+        with self._tools.transfers.tally() as tally:
+            try:
+                done = job.task.run(job.volume, self._tools)
+            except ButtervolumeError as error:
+                failure = error
+            except Exception as error:  # noqa: BLE001 - a worker lives on, the job is tried again
+                self._log.exception("%s: unexpected fault", job.key)
+                failure = ButtervolumeError(f"unexpected fault: {error!r}")
+        for warning in done.warnings:
+            self._log.warning("%s: %s", job.key, warning)
+        if failure is None or not (_waits(job, failure) or self._stopping):
+            run = Run(
+                started=started,
+                seconds=time.monotonic() - clock,
+                operation=job.action,
+                volume=job.volume,
+                host=",".join(job.task.hosts),
+                snapshot=done.snapshot,
+                bytes=tally.moved if job.task.hosts else None,
+                outcome=done.outcome,
+                error=str(failure or ""),
+            )
+            self._remember(job, run)
+        if failure is not None:
+            raise failure
+        return done
+
+    def _remember(self, job: Job, run: Run) -> None:
+        """Note how a run went, in the job's memory, too, if it is in the schedule."""
+        with self._changed:
+            memory = self._memories.get(job.key)
+            if memory is not None:
+                if run.error:
+                    memory = failed(memory, self._now(), run.error)
+                else:
+                    memory = succeeded(memory, run.started, run.outcome)
+                self._memories[job.key] = memory
+        self._history.record(run, job.key, memory)
+
+    def _end(self, job: Job, *, waits: bool = False) -> None:
+        """Let a job be handed out again, and begin what waited for it. A job that waits for its
+        volume is looked at again after a while; it may be about snapshots without a volume."""
+        with self._changed:
+            del self._running[job.key]
+            self._changed.notify_all()
+            if job.task.alone:
+                waiting = self._alone[_place(job)]
+                if waiting:
+                    self._give_to_workers(waiting.popleft())
+                else:
+                    del self._alone[_place(job)]
+            scheduled = self._jobs.get(job.key)
+            if scheduled is not None and scheduled.active and job.key not in self._waiting:
+                now = self._now()
+                if waits:
+                    start = min(now + LONGEST_WAIT, scheduled.when.after(now))
+                else:
+                    start = may_start(scheduled, self._memories[job.key], now, self._slack)
+                heapq.heappush(self._due, (start, job.key))
+
+
+def _waits(job: Job, error: ButtervolumeError) -> bool:
+    """Whether a job had nothing to do, since there is no such volume: no failure."""
+    return isinstance(error, NoSuchVolume) and error.name == job.volume
+
+
+def _place(job: Job) -> tuple[str, str]:
+    """Where only one job may work at a time, if it is such a job."""
+    return job.task.kind, job.volume

@@ -60,7 +60,7 @@ def _job(status: JobStatus) -> Data:
     return {
         "Name": status.job.volume,
         "Action": status.job.action,
-        "Timer": str(status.job.minutes),
+        "Timer": str(status.job.when),
         "State": status.state,
         "LastSuccess": _moment(memory.last_success),
         "Outcome": memory.outcome,

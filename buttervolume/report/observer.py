@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from buttervolume.errors import VolumesUnavailable
+from buttervolume.errors import OperationFailed, VolumesUnavailable
 from buttervolume.hosts.transfers import Transfers
-from buttervolume.jobs.schedule import Purge, Schedule
+from buttervolume.jobs.actions import Purge
+from buttervolume.jobs.schedule import Schedule, resolve
 from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.names import Snapshot
 from buttervolume.report.forecast import Forecast, forecast
@@ -82,7 +83,7 @@ class Observer:
             held.holdings.snapshots,
             purge.job.task.pattern,
             local(max(purge.next_run or report.now, report.now)),
-            interval(status.job for status in jobs),
+            interval((status.job for status in jobs), report.now),
             self._in_transfer(),
         )
         return Outlook(purge, ahead)
@@ -90,30 +91,25 @@ class Observer:
     def observe(self) -> Facts:
         """The facts of this moment; of a filesystem that is gone, that it is."""
         contents = self._schedule.read()
-        volumes: Collection[str] = ()
+        volumes: tuple[str, ...] = ()
         listing = Listing((), ())
         found = None
         try:
-            self._volumes.check_available()
-            volumes = {name for name, _ in self._volumes.list()}
+            volumes = self._volumes.names()
             listing = self._catalog.list()
             found = space.look(self._volumes.path)
-        except (OSError, VolumesUnavailable):
+        except (OSError, OperationFailed, VolumesUnavailable):
             found = None
         return Facts(
             now=self._now(),
             timer=self._timer,
             min_free=self._min_free,
-            volumes=volumes,
+            volumes=frozenset(volumes),
             holdings=self._index(listing.snapshots),
             partial=listing.incomplete,
-            jobs=contents.jobs,
+            jobs=resolve(contents.jobs, volumes),
             paused=contents.paused,
-            unreadable=[
-                line.text.strip()
-                for line in contents.lines
-                if line.job is None and line.text.strip()
-            ],
+            unreadable=[line.shown for line in contents.unreadable],
             activity=self._scheduler.activity(),
             transfers=self._transfers.list(),
             space=found,

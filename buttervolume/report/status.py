@@ -9,8 +9,9 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from buttervolume.hosts.transfers import Transfer
-from buttervolume.jobs.schedule import Job, Purge, Replicate, Take
-from buttervolume.jobs.scheduler import Activity, Memory
+from buttervolume.jobs.memory import Memory, next_run, second_run
+from buttervolume.jobs.schedule import Job
+from buttervolume.jobs.scheduler import Activity
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.system.space import Space
 
@@ -318,7 +319,8 @@ def _job(job: Job, facts: Facts) -> JobStatus:
     running_since = facts.activity.running.get(job.key)
     state = _state(job, memory, running_since is not None, facts)
     idle = state in (State.PAUSED, State.WAITING)
-    return JobStatus(job, state, memory, running_since, None if idle else _next_run(job, memory))
+    due = None if idle else _next_run(job, memory, facts.now)
+    return JobStatus(job, state, memory, running_since, due)
 
 
 def _state(job: Job, memory: Memory, is_running: bool, facts: Facts) -> State:
@@ -339,32 +341,29 @@ def _has_its_volume(job: Job, facts: Facts) -> bool:
     """Snapshots that were received are purged where there is no volume."""
     if job.volume in facts.volumes or facts.space is None:
         return True
-    return isinstance(job.task, Purge) and job.volume in facts.holdings
+    return not job.task.needs_volume and job.volume in facts.holdings
 
 
 def _is_late(job: Job, memory: Memory, facts: Facts) -> bool:
-    if memory.last_success is None:
-        return False
-    return facts.now > _second_after(job, memory.last_success) + facts.timer
+    due = second_run(job, memory)
+    return due is not None and facts.now > due + facts.timer
 
 
-def _second_after(job: Job, moment: datetime) -> datetime:
-    """When a job is to run the second time after a moment."""
-    return moment + 2 * job.period
-
-
-def interval(jobs: Iterable[Job]) -> timedelta | None:
+def interval(jobs: Iterable[Job], now: datetime) -> timedelta | None:
     """The time between two snapshots that these jobs make; None if they make none."""
-    periods = [job.period for job in jobs if job.active and isinstance(job.task, (Take, Replicate))]
-    return min(periods, default=None)
+    gaps = []
+    for job in jobs:
+        if job.active and job.task.protects:
+            first = job.when.after(now)
+            gaps.append(job.when.after(first) - first)
+    return min(gaps, default=None)
 
 
-def _next_run(job: Job, memory: Memory) -> datetime | None:
+def _next_run(job: Job, memory: Memory, now: datetime) -> datetime | None:
     """When a job is due; None if at once, since it never ran."""
-    if memory.last_failure is not None:
-        wait = timedelta(minutes=2 ** min(memory.failures - 1, 40))
-        return memory.last_failure + min(wait, job.period)
-    return None if memory.last_success is None else memory.last_success + job.period
+    due = next_run(job, memory, now)
+    is_new = memory.last_success is None and memory.last_failure is None
+    return None if is_new and due <= now else due
 
 
 def _of_jobs(jobs: Iterable[JobStatus], facts: Facts) -> Iterable[Problem]:
@@ -376,11 +375,11 @@ def _of_jobs(jobs: Iterable[JobStatus], facts: Facts) -> Iterable[Problem]:
             since = memory.first_failure
             yield Problem(Kind.FAILING, message, job.volume, job.action, since)
         late = each.state in (State.LATE, State.RUNNING) and _is_late(job, memory, facts)
-        if late and not facts.paused and job.active and memory.last_success:
+        if late and not facts.paused and job.active:
             running = ", and is running now" if each.state is State.RUNNING else ""
             message = f"has not succeeded for more than twice its period{running}"
-            due = _second_after(job, memory.last_success)
-            yield Problem(Kind.LATE, message, job.volume, job.action, due)
+            since = second_run(job, memory)
+            yield Problem(Kind.LATE, message, job.volume, job.action, since)
 
 
 def _unprotected(facts: Facts) -> Iterable[Problem]:
@@ -388,7 +387,7 @@ def _unprotected(facts: Facts) -> Iterable[Problem]:
     protects: dict[str, bool] = {}
     for job in facts.jobs:
         so_far = protects.get(job.volume, False)
-        protects[job.volume] = so_far or isinstance(job.task, (Take, Replicate))
+        protects[job.volume] = so_far or job.task.protects
     for volume, is_protected in sorted(protects.items()):
         if not is_protected and volume in facts.volumes:
             message = "has jobs, but none that makes a copy of it (snapshot, replicate)"

@@ -18,11 +18,7 @@ from buttervolume.errors import (
     OperationFailed,
 )
 from buttervolume.names import Snapshot, SnapshotName
-from buttervolume.system import btrfs
-
-_RACY = 100_000_000
-"""Nanoseconds in which a directory may change again without changing its time: twice the longest
-tick of the kernel's clock."""
+from buttervolume.system import btrfs, files
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Catalog:
             if self._listing is None or seen != self._seen or self._has_grown(self._listing):
                 self._listing = self._read()
                 self._summaries = _summaries(self._listing.snapshots)
-                settled = 0 <= status.st_mtime_ns < started - _RACY
+                settled = 0 <= status.st_mtime_ns < started - files.RACY
                 self._seen = seen if settled else (0, 0, 0)
             return self._listing
 

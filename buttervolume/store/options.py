@@ -1,6 +1,6 @@
 """The options of a new volume."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from buttervolume.errors import BadOption
@@ -17,8 +17,9 @@ class Options:
     compression: str | None = None
 
 
-def parse_options(options: Mapping[str, object]) -> Options:
-    """Check the options of a new volume; raise BadOption naming the valid ones.
+def parse_options(options: Mapping[str, object], also_valid: Iterable[str] = ()) -> Options:
+    """Check the options of a new volume; raise BadOption naming the valid ones, and with them those
+    that somebody else understands.
 
     BTRFS compresses only what is written by copy-on-write (btrfs(5)): asking for compression
     turns that on, and asking for the one without the other is an error.
@@ -27,7 +28,8 @@ def parse_options(options: Mapping[str, object]) -> Options:
     valid = {"copyonwrite": _COPYONWRITE, "compression": _COMPRESSION}
     for key, value in options.items():
         if key not in valid:
-            raise BadOption(f"unknown volume option {key!r}; valid options: {', '.join(valid)}")
+            known = ", ".join((*valid, *also_valid))
+            raise BadOption(f"unknown volume option {key!r}; valid options: {known}")
         if not isinstance(value, str) or value not in valid[key]:
             raise BadOption(
                 f"{key}={value!r} is not possible; valid values of {key}: {', '.join(valid[key])}"

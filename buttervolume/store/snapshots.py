@@ -63,6 +63,28 @@ class Snapshots:
         with self._volumes.mutexes.hold(volume):
             return self.take_held(volume)
 
+    def unchanged_since(self, volume: str) -> str | None:
+        """The newest snapshot of a volume that was taken here, if the volume still holds what that
+        shows; None if it has changed since. Raises NoSuchVolume.
+
+        BTRFS counts transactions: what has changed in a subvolume after a snapshot of it has a
+        higher number. Changes in subvolumes nested in it do not count; they are in no snapshot.
+        """
+        path = self._volumes.mountpoint(volume)
+        try:
+            for snapshot in reversed(self._catalog.list(volume).snapshots):
+                if snapshot.name.is_marker or snapshot.taken is None:
+                    continue
+                newest = btrfs.info(self._catalog.path / str(snapshot.name))
+                if newest.received_uuid is None:
+                    btrfs.sync(path)
+                    now = btrfs.info(path)
+                    same = newest.parent_uuid == now.uuid and now.changed <= newest.created_in
+                    return str(snapshot.name) if same else None
+        except OSError:  # removed meanwhile, or it cannot be read
+            return None
+        return None
+
     def take_held(self, volume: str) -> Taken:
         """Snapshot a volume whose mutex is held."""
         source = self._volumes.mountpoint(volume)

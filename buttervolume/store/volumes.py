@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ class Volumes:
         self._device = os.stat(path).st_dev
         self._mounted_guard = threading.Lock()  # protects _mounted
         self._mounted: dict[str, set[str]] = {}
+        # protects _names and _names_of, the time of the directory that they were read at
+        self._names_guard = threading.Lock()
+        self._names: tuple[str, ...] = ()
+        self._names_of: int | None = None
         self._log = logging.getLogger(__name__)
 
     def check_available(self) -> None:
@@ -96,6 +101,24 @@ class Volumes:
                     if btrfs.is_subvolume_root(status, device):
                         found.append(entry.name)
         return [(name, self.path / name) for name in sorted(found)]
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all volumes, sorted; the same object as before while the directory has not
+        changed, without a look at what is in it. Raises VolumesUnavailable, OperationFailed."""
+        self.check_available()
+        try:
+            with self._names_guard:
+                started = time.time_ns()
+                changed = os.stat(self.path).st_mtime_ns
+                if changed != self._names_of:
+                    found = tuple(name for name, _ in self.list())
+                    settled = 0 <= changed < started - files.RACY
+                    self._names_of = changed if settled else None
+                    if found != self._names:
+                        self._names = found
+                return self._names
+        except OSError as error:
+            raise OperationFailed("list the volumes", error) from error
 
     def get(self, name: str) -> Volume:
         """One volume. Runs no command; what cannot be found out is left out, since Docker would

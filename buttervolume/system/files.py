@@ -10,6 +10,9 @@ from pathlib import Path
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+RACY = 100_000_000
+"""Nanoseconds in which a directory may change again without changing its time: twice the longest
+tick of the kernel's clock."""
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.btrfs.harness import (
     is_readonly,
     subvolume,
 )
+from tests.support import history
 from tests.support.wait import wait_until
 
 NUMBERS = count(1)
@@ -40,6 +43,7 @@ class Machine:
         self.file = place.directory / "etc/schedule.csv"
         self.disabled = self.file.with_name("schedule.csv.disabled")
         self.state = self.file.with_name("schedule.csv.state.json")
+        self.history = self.file.with_name("history.sqlite")
         self.file.parent.mkdir()
         self._start_daemon = start_daemon
         self.daemon: Daemon
@@ -83,22 +87,15 @@ class Machine:
             wait_until(lambda row=row: row in self.daemon.stderr(), 30, "a round")  # type: ignore[misc]
 
     def memory(self, key: str = "snapshot db") -> dict[str, Any]:
-        """What is remembered of a job; empty if nothing is."""
-        with suppress(FileNotFoundError):
-            memory: dict[str, Any] = json.loads(self.state.read_text())["jobs"].get(key, {})
-            return memory
-        return {}
+        """What is remembered of a job; empty if it never ran."""
+        return history.memory(self.history, key)
 
     def wait_for_memory(self, key: str = "snapshot db") -> dict[str, Any]:
         return wait_until(lambda: self.memory(key), 30, f"the memory of {key}")
 
     def make_older(self, key: str, age: timedelta) -> None:
         """Let the last run of a job have begun so long ago; no daemon must run."""
-        content = json.loads(self.state.read_text())
-        for moment in ("last_success", "last_failure"):
-            if content["jobs"][key][moment] is not None:
-                content["jobs"][key][moment] = (datetime.now(UTC) - age).isoformat()
-        self.state.write_text(json.dumps(content))
+        history.make_older(self.history, key, age)
 
 
 @pytest.fixture
@@ -190,35 +187,28 @@ def test_the_schedule_of_an_original_installation_works_unchanged(
     assert changed == [b"db,snapshot,30", *content.splitlines()[1:]]
 
 
-def test_a_scheduled_snapshot_of_a_volume_that_was_removed_says_so_and_makes_nothing(
+def test_a_job_of_a_volume_that_is_not_there_waits_and_runs_as_soon_as_it_is(
     machine: Machine,
 ) -> None:
     daemon = machine.start()
     daemon.call("Create", Name="db")
     daemon.call("Remove", Name="db")
-    before = datetime.now(UTC)
 
     daemon.call("Schedule", Name="db", Action="snapshot", Timer="60")
-    memory = machine.wait_for_memory()
-    machine.let_a_round_pass()
+    daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="60")
+    for _ in range(2):
+        machine.let_a_round_pass()
 
-    again = machine.memory()
-    assert again == memory, "it is tried again in a minute, not in each round"
-    assert (memory["failures"], memory["last_success"]) == (1, None)
-    assert memory["message"] == "db: no such volume"
-    assert before <= datetime.fromisoformat(memory["first_failure"]) <= datetime.now(UTC)
-    assert "snapshot db failed (1 in a row): db: no such volume" in daemon.stderr()
-    assert "snapshot db: " not in daemon.stdout()
+    assert machine.memory() == machine.memory("purge:1h:1d db") == {}
+    assert history.runs(machine.history, "db") == []
+    assert daemon.stderr() == "", "it is no failure"
     assert machine.taken() == []
     assert "db" not in daemon.names()
     assert machine.place.own_names() == []
 
     daemon.call("Create", Name="db")
-    daemon.stop()
-    machine.make_older("snapshot db", timedelta(minutes=1))
-    machine.start()
     machine.wait_for_snapshots(1)
-    wait_until(lambda: machine.memory()["failures"] == 0)
+    assert machine.wait_for_memory()["failures"] == 0
 
 
 def test_a_replication_to_a_host_that_does_not_exist_has_failed_and_leaves_no_snapshot(
@@ -263,23 +253,239 @@ def test_a_daemon_that_is_restarted_often_takes_no_snapshot_more(machine: Machin
 
     machine.daemon.stop()
     machine.make_older("snapshot db", timedelta(minutes=60))
+    (machine.place.volumes / "db/file").write_text("new")
     machine.start()
     machine.wait_for_snapshots(2)
 
 
-def test_a_broken_state_file_is_a_warning_and_costs_one_early_run(machine: Machine) -> None:
+def test_a_broken_state_file_of_an_older_version_is_a_warning_and_costs_one_early_run(
+    machine: Machine,
+) -> None:
     machine.volume()
     machine.write("db,snapshot,60")
-    broken = '{"jobs": {"snapshot db": {"last_succ'
-    machine.state.write_text(broken)
+    machine.state.write_text('{"jobs": {"snapshot db": {"last_succ')
 
     daemon = machine.start()
 
     [name] = machine.wait_for_snapshots(1)
     assert daemon.stderr().count(str(machine.state)) == 1
     assert "WARNING" in daemon.stderr()
-    wait_until(lambda: machine.state.read_text() != broken)
-    assert machine.memory()["outcome"] == name
+    assert machine.wait_for_memory()["outcome"] == name
+
+
+def test_what_an_older_version_remembered_is_taken_over(machine: Machine) -> None:
+    machine.volume()
+    machine.volume("web")
+    machine.write("db,snapshot,60", "web,snapshot,60")
+    moment = (datetime.now(UTC) - timedelta(minutes=30)).isoformat()
+    entry = {"last_success": moment, "outcome": "db@x", "failures": 0, "first_failure": None}
+    entry |= {"last_failure": None, "message": ""}
+    machine.state.write_text(json.dumps({"jobs": {"snapshot db": entry}}))
+
+    daemon = machine.start()
+
+    machine.wait_for_snapshots(1, "web")
+    assert machine.taken("db") == [], "its time has not come"
+    assert machine.wait_for_memory()["outcome"] == "db@x"
+    assert not machine.state.exists()
+    assert daemon.stderr() == ""
+
+
+BROKEN = {"no database": b"nonsense " * 999, "zeros": bytes(8192), "cut off": None}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_history_is_put_aside_and_no_job_is_stopped(
+    machine: Machine, content: bytes | None
+) -> None:
+    machine.volume()
+    machine.write("db,snapshot,60")
+    if content is None:
+        machine.start()
+        machine.wait_for_memory()
+        machine.daemon.stop()
+        (machine.place.volumes / "db/file").write_text("new")
+        content = machine.history.read_bytes()[:6000]
+    machine.history.write_bytes(content)
+    before = len(machine.taken())
+
+    daemon = machine.start()
+
+    name = machine.wait_for_snapshots(before + 1)[-1]
+    assert machine.wait_for_memory()["outcome"] == name
+    assert daemon.stderr().count(str(machine.history)) >= 1
+    assert machine.history.with_name("history.sqlite.broken").read_bytes()[:6000] == content[:6000]
+
+
+def test_a_run_is_found_in_the_history_with_its_snapshot(machine: Machine) -> None:
+    machine.volume()
+    machine.write("db,snapshot,60", "db,replicate:no-such-host.invalid,60")
+    machine.start()
+    wait_until(lambda: len(history.runs(machine.history)) == 2, 60, "both runs")
+
+    [done] = [run for run in history.runs(machine.history, "db") if not run["error"]]
+    [failed] = [run for run in history.runs(machine.history, "db") if run["error"]]
+
+    assert (done["operation"], done["snapshot"]) == ("snapshot", machine.taken()[0])
+    assert (done["by"], done["bytes"]) == ("schedule", None)
+    assert (failed["operation"], failed["host"]) == (
+        "replicate:no-such-host.invalid",
+        "no-such-host.invalid",
+    )
+    assert "no-such-host.invalid" in failed["error"]
+
+
+# What has not changed, what is not there, patterns, and now
+
+
+def test_a_snapshot_is_taken_only_of_a_volume_that_has_changed(machine: Machine) -> None:
+    volume = machine.volume()
+    machine.write("db,snapshot,60")
+    machine.start()
+    [first] = machine.wait_for_snapshots(1)
+    now = partial(machine.daemon.call, "Schedule", Name="db", Action="snapshot", Timer="now")
+
+    assert now()["Result"] == "unchanged"
+    assert machine.taken() == [first]
+    (volume / "file").write_text("new")
+    second = now()["Result"]
+    assert machine.taken() == [first, second]
+    assert now()["Result"] == "unchanged"
+
+    # a command always takes one
+    third = machine.daemon.call("Snapshot", Name="db")["Snapshot"]
+    assert now()["Result"] == "unchanged"
+    machine.daemon.call("Snapshot.Restore", Name=first)
+    fifth = now()["Result"]
+    assert fifth.startswith("db@")
+    assert (machine.place.snapshots / fifth / "file").read_text() == "old"
+    assert now()["Result"] == "unchanged"
+    for name in set(machine.taken()) - {third}:
+        machine.daemon.call("Snapshot.Remove", Name=name)
+    assert now()["Result"].startswith("db@"), "the third is of what the volume was before"
+
+
+def overwrite(volume: Path) -> None:
+    with (volume / "file").open("r+b") as file:
+        file.write(b"X")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda volume: (volume / "new").write_text("x"),
+    "a byte": overwrite,
+    "a mode": lambda volume: (volume / "file").chmod(0o600),
+    "an attribute": lambda volume: os.setxattr(volume / "file", "user.x", b"y"),
+    "a name": lambda volume: (volume / "file").rename(volume / "other"),
+    "a removal": lambda volume: (volume / "other").unlink(),
+    "the root's mode": lambda volume: volume.chmod(0o700),
+}
+
+
+def test_every_kind_of_change_counts(machine: Machine) -> None:
+    volume = machine.volume()
+    daemon = machine.start()
+    now = partial(daemon.call, "Schedule", Name="db", Action="snapshot", Timer="now")
+    now()
+
+    for what, change in CHANGES.items():
+        assert now()["Result"] == "unchanged", what
+        change(volume)
+        assert now()["Result"].startswith("db@"), what
+
+
+def test_a_pattern_covers_the_volumes_that_come_later(machine: Machine) -> None:
+    for name in ("web-1", "db", "web-off"):
+        machine.volume(name)
+    machine.write("web-*,snapshot,60", "web-off,snapshot,60,False")
+    daemon = machine.start()
+    machine.wait_for_snapshots(1, "web-1")
+
+    daemon.call("Create", Name="web-2")
+
+    machine.wait_for_snapshots(1, "web-2")
+    machine.let_a_round_pass()
+    assert machine.taken("db") == machine.taken("web-off") == []
+    assert machine.wait_for_memory("snapshot web-2")["outcome"] == machine.taken("web-2")[0]
+    assert {"Name": "web-*", "Action": "snapshot", "Timer": "60", "Active": "True"} in (
+        daemon.call("Schedule.List")["Schedule"]
+    )
+
+
+def test_now_runs_a_job_that_is_paused_or_in_no_schedule_and_prints_what_it_did(
+    machine: Machine,
+) -> None:
+    machine.volume()
+    machine.volume("db2")
+    machine.write("db,snapshot,60,False")
+    daemon = machine.start()
+
+    done = daemon.cli("schedule", "snapshot", "now", "db")
+    assert (done.returncode, done.stdout) == (0, f"{machine.taken()[0]}\n")
+    assert machine.wait_for_memory()["outcome"] == machine.taken()[0], "it counts"
+    done = daemon.cli("schedule", "purge:1h:1h", "now", "db")
+    assert (done.returncode, done.stdout) == (0, "0 purged\n")
+    assert machine.file.read_text() == "db,snapshot,60,False\n"
+
+    done = daemon.cli("schedule", "snapshot", "now", "db*")
+    assert done.stdout == f"db: unchanged\ndb2: {machine.taken('db2')[0]}\n"
+
+    for volume, action, word in (
+        ("nosuch", "snapshot", "no such volume"),
+        ("x*", "snapshot", "no such volume"),
+        ("db", "replicate:no-such-host.invalid", "no-such-host.invalid"),
+        ("db", "defragment", "is no action"),
+    ):
+        done = daemon.cli("schedule", action, "now", volume)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert word in done.stderr
+    assert [run["operation"] for run in history.runs(machine.history)].count("snapshot") == 3
+
+
+def test_rows_that_nobody_can_read_are_listed_and_removed_by_command(machine: Machine) -> None:
+    machine.write("nave,replicat:beta,60", "porch,snapshot,soon", "db,snapshot,60,False")
+    daemon = machine.start()
+
+    answer = daemon.call("Schedule.List")
+    assert [each["Name"] for each in answer["Schedule"]] == ["db"]
+    assert [each["Line"] for each in answer["Unreadable"]] == [
+        "nave,replicat:beta,60",
+        "porch,snapshot,soon",
+    ]
+    assert "'replicat:beta' is no action" in answer["Unreadable"][0]["Error"]
+    assert "whole number" in answer["Unreadable"][1]["Error"]
+    done = daemon.cli("scheduled")
+    assert done.stdout == "snapshot 60 db (paused)\n"
+    assert "porch,snapshot,soon" in done.stderr
+
+    assert daemon.cli("schedule", "replicat:beta", "0", "nave").returncode == 0
+    assert daemon.cli("schedule", "snapshot", "pause", "porch").returncode == 0
+    assert machine.file.read_text() == "porch,snapshot,soon,False\ndb,snapshot,60,False\n"
+
+
+def test_jobs_come_with_a_volume(machine: Machine) -> None:
+    daemon = machine.start()
+    options = {"snapshot": "60", "purge:4h:1d": "0 3 * * *", "copyonwrite": "true"}
+
+    daemon.call("Create", Name="db", Opts=options)
+    machine.wait_for_snapshots(1)
+    assert machine.file.read_text() == "db,snapshot,60\ndb,purge:4h:1d,0 3 * * *\n"
+
+    daemon.call("Schedule", Name="db", Action="snapshot", Timer="pause")
+    daemon.call("Create", Name="db", Opts={"snapshot": "5", "replicate:h": "60"})
+    content = "db,snapshot,60,False\ndb,purge:4h:1d,0 3 * * *\ndb,replicate:h,60\n"
+    assert machine.file.read_text() == content
+
+    for name, bad in (
+        ("web", {"snapshot": "delete"}),
+        ("web", {"snapshot": "60", "compression": "best"}),
+        ("web", {"snapshot": "60", "nosuch": "1"}),
+        ("w b", {"snapshot": "60"}),
+        ("../web", {"snapshot": "60"}),
+    ):
+        daemon.refused("Create", Name=name, Opts=bad)
+        assert name not in daemon.names()
+        assert machine.file.read_text() == content
+    assert "replicate:<host>" in daemon.refused("Create", Name="web", Opts={"nosuch": "1"})
 
 
 # Pausing
@@ -302,6 +508,11 @@ def test_a_paused_job_does_not_run_until_it_is_resumed(machine: Machine) -> None
     assert machine.taken("web") == []
 
     assert machine.file.read_text().splitlines()[:2] == ["db,snapshot,60", "web,snapshot,60,False"]
+
+
+def listed(*jobs: dict[str, str]) -> dict[str, object]:
+    """What the list says of these jobs and of nothing else."""
+    return {"Schedule": list(jobs), "Unreadable": []}
 
 
 Switch = Callable[[Machine], object]
@@ -339,7 +550,12 @@ def test_all_is_paused_and_resumed(machine: Machine, pause: Switch, resume: Swit
     content = "old,snapshot,60,False\ndb,snapshot,60\n"
     assert machine.disabled.read_text() == content
     answer = machine.daemon.call("Schedule.List")
-    assert answer == {"Err": "", "Paused": True, "Schedule": [job("old", "False"), job("db")]}
+    assert answer == {
+        "Err": "",
+        "Paused": True,
+        "Schedule": [job("old", "False"), job("db")],
+        "Unreadable": [],
+    }
     machine.let_paused_rounds_pass()
     assert machine.taken() == []
 
@@ -352,14 +568,24 @@ def test_all_is_paused_and_resumed(machine: Machine, pause: Switch, resume: Swit
 
 def test_pausing_where_there_is_no_file_makes_an_empty_one(machine: Machine) -> None:
     daemon = machine.start()
-    assert daemon.call("Schedule.List") == {"Err": "", "Schedule": [], "Paused": False}
+    assert daemon.call("Schedule.List") == {
+        "Err": "",
+        "Schedule": [],
+        "Paused": False,
+        "Unreadable": [],
+    }
 
     daemon.call("Schedule.Pause")
     daemon.call("Schedule.Pause")
 
     assert machine.disabled.read_bytes() == b""
     assert not machine.file.exists()
-    assert daemon.call("Schedule.List") == {"Err": "", "Schedule": [], "Paused": True}
+    assert daemon.call("Schedule.List") == {
+        "Err": "",
+        "Schedule": [],
+        "Paused": True,
+        "Unreadable": [],
+    }
     daemon.call("Schedule.Resume")
     daemon.call("Schedule.Resume")
     assert machine.file.read_bytes() == b""
@@ -373,7 +599,7 @@ def test_with_both_files_all_stays_paused_and_none_is_lost(machine: Machine) -> 
 
     daemon = machine.start()
 
-    assert daemon.call("Schedule.List") == {"Err": "", "Schedule": [job("web")], "Paused": True}
+    assert daemon.call("Schedule.List") == {"Err": "", "Paused": True, **listed(job("web"))}
     error = daemon.refused("Schedule.Resume")
     assert str(machine.file) in error
     daemon.call("Schedule.Pause")
@@ -467,8 +693,6 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "a path": ("../there", "snapshot", "60"),
     "a snapshot": ("there@2026", "snapshot", "60"),
     "a second row in the name": ("there\nother", "snapshot", "60"),
-    "removing what is not there": ("db", "snapshot", "0"),
-    "deleting what is not there": ("there", "purge:2h:2h", "delete"),
     "pausing what is not there": ("db", "snapshot", "pause"),
     "resuming what is not there": ("there", "synchronize:h", "resume"),
     "removing by a bad action": ("there", "replicate", "0"),
@@ -495,7 +719,7 @@ def test_what_is_refused_changes_nothing(
         {"Name": "db", "Timer": "60"},
         {"Action": "snapshot", "Timer": "60"},
         {"Name": "db", "Action": "snapshot", "Timer": None},
-        {"Name": "db", "Action": "snapshot", "Timer": 60},
+        {"Name": "db", "Action": "snapshot", "Timer": 60.5},
         {"Name": "there", "Action": "snapshot", "Timer": False},
         {"Name": "there", "Action": ["snapshot"], "Timer": "0"},
     ],
@@ -525,7 +749,7 @@ def test_the_list_answers_strings_as_in_the_file(
         {"Name": "there", "Action": "replicate:h", "Timer": "5", "Active": "False"},
     ]
     assert answer["Paused"] is False
-    assert set(answer) == {"Err", "Schedule", "Paused"}
+    assert set(answer) == {"Err", "Schedule", "Paused", "Unreadable"}
 
 
 def rows_of(schedule: Path, volume: str) -> list[str]:
@@ -548,9 +772,16 @@ def test_the_life_of_a_job(plugin: Daemon, schedule: Path, remove: str) -> None:
     assert set_to("pause") == [f'{name},"synchronize:a,b",60,False']
     assert set_to("1440") == [f'{name},"synchronize:a,b",1440'], "a new period makes it active"
     assert set_to(remove) == []
-    assert "no such job" in plugin.refused(
-        "Schedule", Name=name, Action="synchronize:a,b", Timer=remove
-    )
+    answer = plugin.call("Schedule", Name=name, Action="synchronize:a,b", Timer=remove)
+    assert "no such job" in answer["Warning"]
+
+
+def test_minutes_may_be_a_number(plugin: Daemon, schedule: Path) -> None:
+    plugin.call("Schedule", Name="numbered", Action="purge:1h:1d", Timer=90)
+    assert rows_of(schedule, "numbered") == ["numbered,purge:1h:1d,90"]
+
+    plugin.call("Schedule", Name="numbered", Action="purge:1h:1d", Timer=0)
+    assert rows_of(schedule, "numbered") == []
 
 
 def test_a_job_for_a_volume_that_is_still_to_come_is_accepted_with_a_warning(
@@ -586,7 +817,7 @@ def test_the_command_line(plugin: Daemon, schedule: Path) -> None:
     assert say("schedule", "snapshot", "pause", "cli") == ("", "")
     assert listed() == ["snapshot 60 cli (paused)", "purge:2h:2h 1440 cli"]
     before = fingerprint(schedule)
-    output, complaint = say("schedule", "snapshot", "0", "nobody", status=1)
+    output, complaint = say("schedule", "snapshot", "0", "nobody")
     assert (output, complaint.count("\n")) == ("", 1)
     assert "of nobody: there is no such job in the schedule" in complaint
     assert fingerprint(schedule) == before

@@ -1,6 +1,5 @@
 """The replicate and synchronize jobs, with a real host at the other end."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ import pytest
 from tests.hosts.harness import MEBIBYTE, Host, Pair
 from tests.hosts.test_failures import impatient_ssh
 from tests.hosts.test_send import content, is_copy, is_incremental
+from tests.support import history
 from tests.support.wait import wait_until
 
 
@@ -155,15 +155,14 @@ def scheduling(host: Host) -> Iterator[None]:
         yield
     finally:
         host.daemon.stop()
-        host.run("rm", "-f", "/etc/buttervolume/schedule.csv")
+        host.run(
+            "sh", "-c", "rm -f /etc/buttervolume/schedule.csv /etc/buttervolume/history.sqlite*"
+        )
 
 
 def state(host: Host, job: str) -> dict[str, object]:
     """What the scheduler remembers of a job."""
-    file = host.path("/etc/buttervolume/schedule.csv.state.json")
-    jobs = json.loads(file.read_text())["jobs"] if file.exists() else {}
-    found: dict[str, object] = jobs.get(job, {})
-    return found
+    return history.memory(host.path("/etc/buttervolume/history.sqlite"), job)
 
 
 @pytest.mark.parametrize("up", [True, False])

@@ -41,6 +41,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         snapshots_path=Path("/var/lib/buttervolume/snapshots"),
         test_remote_path=Path("/var/lib/buttervolume/received"),
         schedule=Path("/etc/buttervolume/schedule.csv"),
+        history=Path("/etc/buttervolume/history.sqlite"),
         runpath=Path("/run/docker"),
         socket=Path("/run/docker/plugins/btrfs.sock"),
         timer=60,
@@ -66,6 +67,11 @@ def test_an_empty_variable_and_an_empty_line_count_as_unset(file: Path) -> None:
     assert load(file, "", SSH_PORT="").ssh_port == 1122
 
 
+def test_the_history_is_beside_the_schedule_unless_it_is_said_where(file: Path) -> None:
+    assert load(file, "SCHEDULE = /a/b.csv").history == Path("/a/history.sqlite")
+    assert load(file, "SCHEDULE = /a/b.csv\nHISTORY = /c/d").history == Path("/c/d")
+
+
 def test_every_key_can_be_set_in_either_place(file: Path) -> None:
     given = {
         "DRIVERNAME": "me/buttervolume:1",
@@ -73,6 +79,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "SNAPSHOTS_PATH": "/b/s",
         "TEST_REMOTE_PATH": "/b/r",
         "SCHEDULE": "/b/schedule.csv",
+        "HISTORY": "/h/history",
         "RUNPATH": "/b/run",
         "SOCKET": "/b/sock",
         "TIMER": "1",
@@ -86,6 +93,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         snapshots_path=Path("/b/s"),
         test_remote_path=Path("/b/r"),
         schedule=Path("/b/schedule.csv"),
+        history=Path("/h/history"),
         runpath=Path("/b/run"),
         socket=Path("/b/sock"),
         timer=1,
@@ -315,6 +323,13 @@ def test_the_configuration_cannot_change_under_anybody(file: Path) -> None:
         load(file).timer = 5  # type: ignore[misc]
 
 
+_FOLLOWING = {
+    "SOCKET": "/run/docker/plugins/btrfs.sock",
+    "HISTORY": "/etc/buttervolume/history.sqlite",
+}
+"""The defaults that follow from other keys."""
+
+
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the example is not written yet")
 def test_the_example_is_a_configuration_and_holds_every_key_with_its_default(file: Path) -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
@@ -323,7 +338,7 @@ def test_the_example_is_a_configuration_and_holds_every_key_with_its_default(fil
     assert config.load({}, EXAMPLE) == config.load({}, file)
     for key, (default, _) in config._KEYS.items():
         if key != config.SSH_PORT:
-            wanted = default or "/run/docker/plugins/btrfs.sock"
+            wanted = default or _FOLLOWING[key]
             assert _mentions(everything, key, wanted), f"{key} with its default is not in it"
 
 

@@ -4,35 +4,36 @@ import itertools
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buttervolume.errors import (
     BadJob,
     BadName,
+    BadOption,
     BadPattern,
     ButtervolumeError,
     NoSuchJob,
     OperationFailed,
 )
-from buttervolume.jobs.schedule import (
-    Job,
-    Purge,
-    Replicate,
-    Schedule,
-    Synchronize,
-    Take,
-    parse_action,
-)
+from buttervolume.jobs.actions import Purge, Replicate, Snapshot, Synchronize, parse_action
+from buttervolume.jobs.options import split_jobs
+from buttervolume.jobs.schedule import Job, Schedule, parse_row, resolve
+from buttervolume.jobs.when import Every
 from buttervolume.store.retention import parse_pattern
 
 SETTLED = 0.15
@@ -54,12 +55,20 @@ def schedule(file: Path) -> Schedule:
     return Schedule(file)
 
 
-Row = tuple[str, str, int, bool]
+Row = tuple[str, str, int | str, bool]
 
 
 def rows(schedule: Schedule) -> list[Row]:
     """The jobs without what their actions mean."""
-    return [(job.volume, job.action, job.minutes, job.active) for job in schedule.read().jobs]
+    return [
+        (
+            job.volume,
+            job.action,
+            job.when.minutes if isinstance(job.when, Every) else str(job.when),
+            job.active,
+        )
+        for job in schedule.read().jobs
+    ]
 
 
 def refuse(schedule: Schedule, volume: str, action: str, timer: str) -> ButtervolumeError:
@@ -100,7 +109,7 @@ def test_every_job_knows_what_it_is_to_do(file: Path, schedule: Schedule) -> Non
     )
 
     assert [job.task for job in schedule.read().jobs] == [
-        Take(),
+        Snapshot(),
         Replicate("h"),
         Purge(parse_pattern("4h:1d")),
         Synchronize(("a", "b")),
@@ -342,11 +351,11 @@ def test_pause_and_resume_switch_the_one_job_and_may_be_repeated(
         assert file.read_text(encoding="utf-8") == "db,snapshot,60\nwww,snapshot,60\n"
 
 
-@pytest.mark.parametrize("timer", ["0", "delete", "pause", "resume"])
 @pytest.mark.parametrize(
     ("volume", "action"), [("db", "purge:4h:1d"), ("www", "snapshot"), ("db", "a\nb")]
 )
-def test_a_job_that_is_not_there_cannot_be_switched_or_removed(
+@pytest.mark.parametrize("timer", ["pause", "resume"])
+def test_a_job_that_is_not_there_cannot_be_switched(
     file: Path, schedule: Schedule, volume: str, action: str, timer: str
 ) -> None:
     file.write_text("db,snapshot,60\n", encoding="utf-8")
@@ -356,6 +365,21 @@ def test_a_job_that_is_not_there_cannot_be_switched_or_removed(
     assert isinstance(error, NoSuchJob)
     assert volume in str(error)
     assert repr(action) in str(error)
+
+
+@pytest.mark.parametrize(("volume", "action"), [("db", "purge:4h:1d"), ("www", "snapshot")])
+@pytest.mark.parametrize("timer", ["0", "delete"])
+def test_to_remove_a_job_that_is_not_there_is_a_success_with_a_warning(
+    file: Path, schedule: Schedule, volume: str, action: str, timer: str
+) -> None:
+    file.write_text("db,snapshot,60\n", encoding="utf-8")
+
+    changed = schedule.apply(volume, action, timer)
+
+    assert volume in changed.warning
+    assert repr(action) in changed.warning
+    assert changed.job is None
+    assert file.read_text(encoding="utf-8") == "db,snapshot,60\n"
 
 
 def test_several_rows_of_one_job_become_one_by_the_next_change(
@@ -402,6 +426,252 @@ def test_the_file_keeps_its_permissions_and_stays_the_link_that_it_was(
     assert target.stat().st_mode & 0o777 == 0o600
 
 
+# Rows that nobody can read
+
+
+@pytest.mark.parametrize(
+    ("row", "volume", "action", "paused", "resumed"),
+    [
+        ("nave,replicat:beta,60", "nave", "replicat:beta", "nave,replicat:beta,60,False", None),
+        ("porch,snapshot,soon", "porch", "snapshot", "porch,snapshot,soon,False", None),
+        ("db,snapshot", "db", "snapshot", "db,snapshot,,False", "db,snapshot,"),
+        ("../db,snapshot,60", "../db", "snapshot", "../db,snapshot,60,False", None),
+        ("db,snap,6,True,x", "db", "snap", "db,snap,6,False,x", "db,snap,6,True,x"),
+        ('db,"snapshot,60', "db", '"snapshot', 'db,"""snapshot",60,False', 'db,"""snapshot",60'),
+        (" db ,snap,60", " db ", "snap", " db ,snap,60,False", None),
+    ],
+)
+def test_a_row_that_nobody_can_read_is_switched_and_removed_by_its_first_two_columns(
+    file: Path,
+    schedule: Schedule,
+    row: str,
+    volume: str,
+    action: str,
+    paused: str,
+    resumed: str | None,
+) -> None:
+    before, after = "a,snapshot,1\r\n", "#x\nz,snapshot,2"
+    file.write_text(f"{before}{row}\n{after}", encoding="utf-8", newline="")
+    [shown, _] = [(line.shown, line.error) for line in schedule.read().unreadable]
+    assert shown[0] == row
+    assert shown[1]
+
+    schedule.apply(volume, action, "pause")
+    assert file.read_bytes().decode() == f"{before}{paused}\n{after}"
+
+    [again, _] = schedule.read().unreadable
+    name, kind = again.columns[:2]
+    schedule.apply(name, kind, "resume")
+    assert file.read_bytes().decode() == f"{before}{row if resumed is None else resumed}\n{after}"
+
+    [again, _] = schedule.read().unreadable
+    name, kind = again.columns[:2]
+    schedule.apply(name, kind, "delete")
+    assert file.read_bytes().decode() == before + after
+
+
+def test_a_row_of_bytes_that_are_no_text_is_removed_by_what_is_shown_of_it(
+    file: Path, schedule: Schedule
+) -> None:
+    file.write_bytes(b"gr\xf6\xdfe,snapshot,60\n")
+    [line] = schedule.read().unreadable
+    assert line.shown == r"gr\xf6\xdfe,snapshot,60"
+
+    schedule.apply(r"gr\xf6\xdfe", "snapshot", "delete")
+
+    assert file.read_bytes() == b""
+
+
+def test_a_job_comes_before_a_row_that_nobody_can_read(file: Path, schedule: Schedule) -> None:
+    file.write_text("db,snapshot,soon\ndb,snapshot,60\n", encoding="utf-8")
+
+    schedule.apply("db", "snapshot", "delete")
+    assert file.read_text(encoding="utf-8") == "db,snapshot,soon\n"
+    schedule.apply("db", "snapshot", "delete")
+    assert file.read_bytes() == b""
+
+
+# Cron and patterns of volumes
+
+
+def test_a_cron_expression_is_written_and_read_as_one_column(
+    file: Path, schedule: Schedule
+) -> None:
+    schedule.apply("db", "snapshot", " 0  3,15 * * mon-fri ")
+
+    assert file.read_text(encoding="utf-8") == 'db,snapshot,"0 3,15 * * mon-fri"\n'
+    assert rows(Schedule(file)) == [("db", "snapshot", "0 3,15 * * mon-fri", True)]
+
+
+def resolved(volumes: list[str], *rows: str) -> list[str]:
+    """The jobs that rows stand for, as rows."""
+    jobs = [parse_row(row.split(",")) for row in rows]
+    found = resolve(jobs, tuple(sorted(volumes)))
+    return sorted(
+        f"{job.volume},{job.action},{job.when}" + ("" if job.active else ",False") for job in found
+    )
+
+
+def test_a_pattern_is_a_job_of_each_volume_that_it_matches() -> None:
+    assert resolved(["db", "web", "web-1", "web-2", "wéb-3"], "web-*,snapshot,60") == [
+        "web-1,snapshot,60",
+        "web-2,snapshot,60",
+    ]
+    assert resolved(["a1b2c", "a1c", "abc"], "a*b*c,snapshot,5") == [
+        "a1b2c,snapshot,5",
+        "abc,snapshot,5",
+    ]
+    assert resolved(["x.y", "xzy"], "*.y,snapshot,5") == ["x.y,snapshot,5"], "a dot is a dot"
+    assert resolved([], "*,snapshot,60", "db,snapshot,5") == ["db,snapshot,5"]
+
+
+@pytest.mark.parametrize("off", ["", ",False"])
+def test_the_more_specific_row_comes_first_paused_or_not(off: str) -> None:
+    volumes = ["db", "web-1", "web-2"]
+    everything = ["*,snapshot,60", "web-*,snapshot,30", f"web-1,snapshot,5{off}"]
+
+    for rows in itertools.permutations(everything):
+        assert resolved(volumes, *rows) == [
+            "db,snapshot,60",
+            f"web-1,snapshot,5{off}",
+            "web-2,snapshot,30",
+        ]
+
+
+def test_rows_of_other_kinds_of_action_and_of_the_same_pattern_stand_beside_each_other() -> None:
+    rows = ["*,purge:1h:1d,60", "*,replicate:a,60", "*,replicate:b,60", "db,purge:2h:2d,60"]
+
+    assert resolved(["db", "web"], *rows) == [
+        "db,purge:2h:2d,60",
+        *(f"{v},replicate:{h},60" for v in ("db",) for h in "ab"),
+        "web,purge:1h:1d,60",
+        *(f"{v},replicate:{h},60" for v in ("web",) for h in "ab"),
+    ]
+
+
+def test_of_two_patterns_as_long_the_first_counts() -> None:
+    assert resolved(["a-b"], "a-*,snapshot,1", "*-b,snapshot,2") == ["a-b,snapshot,1"]
+    assert resolved(["a-b"], "*-b,snapshot,2", "a-*,snapshot,1") == ["a-b,snapshot,2"]
+
+
+NAMES = st.text("ab-", min_size=1, max_size=5)
+ROWS = st.lists(
+    st.tuples(
+        st.text("ab-*", min_size=1, max_size=5),
+        st.sampled_from(["snapshot", "purge:1h:1d", "replicate:x", "replicate:y"]),
+        st.integers(1, 99),
+        st.sampled_from(["", "False"]),
+    ),
+    max_size=8,
+)
+
+
+@given(volumes=st.sets(NAMES, max_size=8), rows=ROWS)
+def test_each_volume_gets_the_rows_that_a_slow_search_finds(
+    volumes: set[str], rows: list[tuple[str, str, int, str]]
+) -> None:
+    jobs = [parse_row([volume, action, str(n), off]) for volume, action, n, off in rows]
+    expected: dict[str, Job] = {}
+    for volume in volumes | {job.volume for job in jobs if not job.is_pattern}:
+        for kind in {job.task.kind for job in jobs}:
+            of_kind = [job for job in jobs if job.task.kind == kind]
+            exact = [job for job in of_kind if job.volume == volume]
+            matching = [
+                job
+                for job in of_kind
+                if job.is_pattern and volume in volumes and fnmatchcase(volume, job.volume)
+            ]
+            longest = max(matching, key=lambda job: len(job.volume), default=None)
+            chosen = exact or [j for j in matching if longest and j.volume == longest.volume]
+            for job in chosen:
+                one = replace(job, volume=volume)
+                expected.setdefault(one.key, one)
+
+    found = resolve(jobs, tuple(sorted(volumes)))
+
+    assert {job.key: job for job in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_5000_rows_over_10000_volumes_are_resolved_in_well_under_a_second() -> None:
+    volumes = tuple(sorted(f"customer{n % 2500}-{n}" for n in range(10_000)))
+    rows = [parse_row([f"customer{n}-*", "snapshot", "60"]) for n in range(2500)]
+    rows += [parse_row([f"customer{n}-{n}", "purge:1h:1d", "60"]) for n in range(2500)]
+    started = time.process_time()
+
+    found = resolve(rows, volumes)
+
+    assert time.process_time() - started < 0.5
+    assert len(found) == 12_500
+
+
+# Jobs that come with a volume
+
+
+def test_jobs_are_added_together_where_they_are_missing(file: Path, schedule: Schedule) -> None:
+    file.write_text("db,snapshot,5,False", encoding="utf-8")
+    jobs, others = split_jobs(
+        "db",
+        {
+            "snapshot": "60",
+            "purge:4h:1d": "0 3 * * *",
+            "replicate:backup": " 120 ",
+            "synchronize:a,b": "",
+            "copyonwrite": "true",
+            "snapshots": "60",
+        },
+    )
+    assert others == {"copyonwrite": "true", "snapshots": "60"}
+
+    with schedule.adding(jobs):
+        pass
+
+    assert file.read_text(encoding="utf-8") == (
+        "db,snapshot,5,False\ndb,purge:4h:1d,0 3 * * *\ndb,replicate:backup,120\n"
+    )
+
+
+def test_jobs_that_were_added_for_something_that_failed_go_again(
+    file: Path, schedule: Schedule
+) -> None:
+    content = "odd\r\ndb,snapshot,5,False\n"
+    file.write_text(content, encoding="utf-8", newline="")
+    jobs, _ = split_jobs("db", {"snapshot": "60", "purge:4h:1d": "60"})
+
+    def fail() -> None:
+        with schedule.adding(jobs):
+            assert len(rows(schedule)) == 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    assert file.read_bytes().decode() == content
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("snapshot", "0"),
+        ("snapshot", "delete"),
+        ("snapshot", "now"),
+        ("snapshot", "true"),
+        ("snapshot", 60),
+        ("snapshot:x", "60"),
+        ("purge", "60"),
+        ("purge:x", "60"),
+        ("replicate:-x", "60"),
+        ("replicate:a", "61 * * * *"),
+        ("synchronize:a,a", "60"),
+    ],
+)
+def test_an_option_that_is_no_good_job_is_refused(key: str, value: object) -> None:
+    with pytest.raises(BadOption, match=re.escape(key)) as refusal:
+        split_jobs("db", {key: value})
+
+    assert str(refusal.value).isprintable()
+
+
 # What is refused
 
 
@@ -414,13 +684,14 @@ BAD_ACTIONS = [
 ]
 
 
+@pytest.mark.parametrize("timer", ["60", "delete"])
 @pytest.mark.parametrize("action", BAD_ACTIONS)
 def test_a_bad_action_is_refused_and_changes_nothing(
-    file: Path, schedule: Schedule, action: str
+    file: Path, schedule: Schedule, action: str, timer: str
 ) -> None:
     file.write_text("db,snapshot,60\n", encoding="utf-8")
 
-    error = refuse(schedule, "db", action, "60")
+    error = refuse(schedule, "db", action, timer)
 
     assert isinstance(error, BadJob | BadName | BadPattern)
     assert str(error).isprintable()
@@ -647,9 +918,9 @@ def test_changes_from_several_threads_all_arrive(schedule: Schedule) -> None:
 
 
 def test_who_reads_while_others_change_and_pause_never_sees_a_part(schedule: Schedule) -> None:
-    standing = [Job(f"volume{n}", "snapshot", n + 1, True, Take()) for n in range(50)]
+    standing = [Job(f"volume{n}", "snapshot", Every(n + 1), True, Snapshot()) for n in range(50)]
     for job in standing:
-        schedule.apply(job.volume, job.action, str(job.minutes))
+        schedule.apply(job.volume, job.action, str(job.when))
     done = threading.Event()
 
     def change() -> None:

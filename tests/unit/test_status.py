@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from buttervolume.jobs.memory import Memory, failed, succeeded
 from buttervolume.jobs.schedule import Job, parse_row
-from buttervolume.jobs.scheduler import Activity, Memory, failed, succeeded
+from buttervolume.jobs.scheduler import Activity
 from buttervolume.names import Snapshot, parse_snapshot
 from buttervolume.report import answer
 from buttervolume.report.status import (
@@ -41,7 +42,13 @@ def job(row: str = "db,snapshot,60") -> Job:
 
 
 def activity(memories: Mapping[str, Memory] | None = None, *running: str) -> Activity:
-    return Activity(memories or {}, dict.fromkeys(running, NOON - MINUTE), since_round=1.0)
+    return Activity(
+        jobs={},
+        memories=memories or {},
+        running=dict.fromkeys(running, NOON - MINUTE),
+        waiting=frozenset(),
+        since_round=1.0,
+    )
 
 
 def snapshot(name: str, age: timedelta | None = HOUR) -> Snapshot:
@@ -75,14 +82,14 @@ def with_job(memory: Memory, row: str = "db,snapshot,60", *running: str) -> Fact
 
 # Jobs
 
-FAILED = failed(succeeded(NOON - HOUR, "x"), NOON - MINUTE, "no route to host")
+FAILED = failed(succeeded(Memory(), NOON - HOUR, "x"), NOON - MINUTE, "no route to host")
 
 
 @pytest.mark.parametrize(
     ("state", "facts"),
     [
         pytest.param(State.NEW, with_job(Memory()), id="never ran"),
-        pytest.param(State.OK, with_job(succeeded(NOON - HOUR, "x")), id="ran"),
+        pytest.param(State.OK, with_job(succeeded(Memory(), NOON - HOUR, "x")), id="ran"),
         pytest.param(State.FAILING, with_job(FAILED), id="failed"),
         pytest.param(State.FAILING, with_job(failed(Memory(), NOON, "x")), id="never succeeded"),
         pytest.param(
@@ -97,7 +104,7 @@ FAILED = failed(succeeded(NOON - HOUR, "x"), NOON - MINUTE, "no route to host")
         pytest.param(
             State.OK,
             replace(
-                with_job(succeeded(NOON - HOUR, "x"), "web,purge:1h:1d,60"),
+                with_job(succeeded(Memory(), NOON - HOUR, "x"), "web,purge:1h:1d,60"),
                 holdings=index([snapshot("web@1")]),
             ),
             id="received snapshots are purged without a volume",
@@ -112,8 +119,8 @@ def test_the_state_of_a_job(state: State, facts: Facts) -> None:
 
 def test_a_job_is_late_once_its_success_is_older_than_two_periods_and_a_round() -> None:
     limit = 2 * HOUR + TIMER
-    on_time = report(with_job(succeeded(NOON - limit, "x")))
-    late = report(with_job(succeeded(NOON - limit - timedelta(seconds=1), "x")))
+    on_time = report(with_job(succeeded(Memory(), NOON - limit, "x")))
+    late = report(with_job(succeeded(Memory(), NOON - limit - timedelta(seconds=1), "x")))
 
     assert (on_time.jobs[0].state, kinds(on_time)) == (State.OK, [])
     assert (late.jobs[0].state, kinds(late)) == (State.LATE, [("late", "db")])
@@ -121,7 +128,9 @@ def test_a_job_is_late_once_its_success_is_older_than_two_periods_and_a_round() 
 
 
 def test_a_job_that_runs_late_is_running_and_a_problem_all_the_same() -> None:
-    made = report(with_job(succeeded(NOON - 5 * HOUR, "x"), "db,snapshot,60", "snapshot db"))
+    made = report(
+        with_job(succeeded(Memory(), NOON - 5 * HOUR, "x"), "db,snapshot,60", "snapshot db")
+    )
 
     assert made.jobs[0].state is State.RUNNING
     assert kinds(made) == [("late", "db")]
@@ -129,7 +138,7 @@ def test_a_job_that_runs_late_is_running_and_a_problem_all_the_same() -> None:
 
 
 def test_a_failing_job_says_how_often_since_when_and_why() -> None:
-    memory = succeeded(NOON - 9 * HOUR, "x")
+    memory = succeeded(Memory(), NOON - 9 * HOUR, "x")
     for minutes in (30, 20, 10):
         memory = failed(memory, NOON - minutes * MINUTE, f"no route to host ({minutes})")
 
@@ -140,7 +149,7 @@ def test_a_failing_job_says_how_often_since_when_and_why() -> None:
     assert problem.message == "has failed 3 times in a row: no route to host (10)"
 
 
-@pytest.mark.parametrize("memory", [FAILED, succeeded(NOON - 99 * HOUR, "x"), Memory()])
+@pytest.mark.parametrize("memory", [FAILED, succeeded(Memory(), NOON - 99 * HOUR, "x"), Memory()])
 @pytest.mark.parametrize("row", ["db,snapshot,60,False", "gone,snapshot,60"])
 def test_what_is_paused_or_waits_is_no_problem(memory: Memory, row: str) -> None:
     made = report(with_job(memory, row))
@@ -152,7 +161,7 @@ def test_what_is_paused_or_waits_is_no_problem(memory: Memory, row: str) -> None
 @pytest.mark.parametrize(
     ("memory", "next_run"),
     [
-        (succeeded(NOON - 10 * MINUTE, "x"), NOON + 50 * MINUTE),
+        (succeeded(Memory(), NOON - 10 * MINUTE, "x"), NOON + 50 * MINUTE),
         (failed(Memory(), NOON, "x"), NOON + MINUTE),
         (Memory(), None),
     ],
@@ -229,8 +238,8 @@ def test_a_filesystem_that_is_gone_is_the_problem_and_no_job_waits_for_its_volum
 
 
 def test_a_scheduler_that_makes_no_round_is_a_problem_and_a_slow_one_is_not() -> None:
-    stuck = replace(FACTS, activity=Activity({}, {}, since_round=241.0))
-    slow = replace(FACTS, activity=Activity({}, {}, since_round=239.0))
+    stuck = replace(FACTS, activity=replace(activity(), since_round=241.0))
+    slow = replace(FACTS, activity=replace(activity(), since_round=239.0))
 
     assert kinds(report(stuck)) == [("scheduler", None)]
     assert not report(stuck).is_alive
