@@ -233,7 +233,7 @@ class Replication:
         if unchanged:
             self.send(unchanged, host)
             return None
-        taken = self._snapshots.take(volume)
+        taken = self._snapshots.take(volume, provisional=True)
         if taken.left_out:
             self._log.warning("%s: not in it: %s", taken.name, ", ".join(taken.left_out))
         try:
@@ -434,7 +434,7 @@ class Replication:
                 path = self._volumes.mountpoint(volume)
                 self._volumes.synchronized.check_free(volume)
                 stack.enter_context(self._volumes.synchronized.hold(volume))
-            taken = self._snapshots.take(volume)
+            taken = self._snapshots.take(volume, provisional=True)
             failures = []
             for host in hosts:
                 try:
@@ -446,6 +446,8 @@ class Replication:
                     failures.append(f"{volume} from {host}: {error}")
             if len(failures) == len(hosts):
                 self._forget(taken)
+            else:
+                self._snapshots.keep(taken.name)
             if failures:
                 raise SyncFailed(failures)
         return taken

@@ -57,11 +57,21 @@ class Snapshots:
         self._catalog = catalog
         self._volumes = volumes
         self._now = now
+        self._provisional: set[str] = set()
+        """Snapshots that go again if what they were taken for fails. Changed in one step."""
 
-    def take(self, volume: str) -> Taken:
-        """Snapshot a volume. Raises NoSuchVolume."""
+    def take(self, volume: str, *, provisional: bool = False) -> Taken:
+        """Snapshot a volume. Raises NoSuchVolume.
+
+        A provisional snapshot is taken for something that may fail, and then goes again: nobody
+        may rely on it before `keep`, or before it is marked as sent.
+        """
         with self._volumes.mutexes.hold(volume):
-            return self.take_held(volume)
+            return self.take_held(volume, provisional=provisional)
+
+    def keep(self, name: str) -> None:
+        """Let a provisional snapshot be one like all others, or forget one that is gone."""
+        self._provisional.discard(name)
 
     def unchanged_since(self, volume: str) -> str | None:
         """The newest snapshot of a volume that was taken here, if the volume still holds what that
@@ -75,6 +85,8 @@ class Snapshots:
             for snapshot in reversed(self._catalog.list(volume).snapshots):
                 if snapshot.name.is_marker or snapshot.taken is None:
                     continue
+                if str(snapshot.name) in self._provisional:
+                    continue
                 newest = btrfs.info(self._catalog.path / str(snapshot.name))
                 if newest.received_uuid is None:
                     btrfs.sync(path)
@@ -85,10 +97,12 @@ class Snapshots:
             return None
         return None
 
-    def take_held(self, volume: str) -> Taken:
+    def take_held(self, volume: str, *, provisional: bool = False) -> Taken:
         """Snapshot a volume whose mutex is held."""
         source = self._volumes.mountpoint(volume)
         name = str(self._free_name(volume))
+        if provisional:
+            self._provisional.add(name)
         try:
             left_out = copy(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError) as error:
@@ -119,6 +133,7 @@ class Snapshots:
                 btrfs.snapshot(self._catalog.path / str(name), path, readonly=True)
             except CommandFailed as error:
                 raise OperationFailed(f"mark {name} as sent to {host}", error) from error
+        self.keep(str(name))
         for other in self._catalog.list(name.volume).snapshots:
             if other.name.host == host and moment and other.taken and other.taken < moment:
                 with suppress(NoSuchSnapshot, SnapshotBusy):  # being purged
@@ -140,6 +155,7 @@ class Snapshots:
                 btrfs.delete_tree(path)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
+        self.keep(name)
 
     def plan_purge(self, volume: str, pattern: Pattern) -> Sequence[Verdict]:
         """Decide which snapshots of a volume a purge would delete now, and why. Raises

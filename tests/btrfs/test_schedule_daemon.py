@@ -393,6 +393,22 @@ def test_every_kind_of_change_counts(machine: Machine) -> None:
         assert now()["Result"].startswith("db@"), what
 
 
+def test_a_snapshot_that_goes_again_if_its_replication_fails_is_none_to_rely_on(
+    machine: Machine,
+) -> None:
+    machine.volume()
+    daemon = machine.start()
+    action = "replicate:no-such-host.invalid"
+
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(daemon.post, "Schedule", Name="db", Action=action, Timer="now")
+        wait_until(lambda: machine.taken())
+        name = daemon.call("Schedule", Name="db", Action="snapshot", Timer="now")["Result"]
+        assert sending.result(30).error
+
+    assert machine.taken() == [name], "whichever was first"
+
+
 def test_a_pattern_covers_the_volumes_that_come_later(machine: Machine) -> None:
     for name in ("web-1", "db", "web-off"):
         machine.volume(name)
