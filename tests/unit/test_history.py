@@ -424,7 +424,7 @@ def test_many_threads_record_and_read_at_once(diary: Diary) -> None:
                 diary.history.record(run(number, volume=volume), volume, Memory(NOON, str(number)))
                 if not number % 10:
                     assert diary.found(volume)[-1].volume == volume
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the test fails with it
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=[f"v{n}"], daemon=True) for n in range(8)]
