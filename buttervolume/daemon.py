@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -91,8 +91,11 @@ def _serve(config: Config) -> None:
         server = Server(create_app(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
         server.start(listener)
-        threading.Thread(target=volumes.sweep, args=(leftovers,), name="sweep", daemon=True).start()
         scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
+        tidying = threading.Thread(
+            target=_tidy, args=(volumes, leftovers), name="tidy", daemon=True
+        )
+        tidying.start()
         log.info("ready on %s", config.socket)
         notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
@@ -116,6 +119,12 @@ def settle_process() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _tidy(volumes: Volumes, leftovers: Sequence[str]) -> None:
+    """What is to be set right after a start, and may take long."""
+    volumes.sweep(leftovers)
+    volumes.forget_origins()
 
 
 def catch_signals() -> int:

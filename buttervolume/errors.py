@@ -113,6 +113,14 @@ class NoSnapshots(ButtervolumeError):
         super().__init__(f"{volume}: there is no snapshot of this volume")
 
 
+class Unreadable(ButtervolumeError):
+    """A volume or a snapshot is there, but the filesystem does not let it be looked at."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        self.name = name
+        super().__init__(f"{name}: it cannot be read ({error.strerror}); look at the kernel's log")
+
+
 class IncompleteSnapshot(ButtervolumeError):
     """A writable subvolume among the snapshots: `btrfs receive` has not finished it."""
 
@@ -143,11 +151,14 @@ class NotAVolume(ButtervolumeError):
 class VolumeMounted(ButtervolumeError):
     """A volume would be replaced under a running container."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, users: Iterable[str] = ()) -> None:
+        """`users` are those that the kernel shows, as far as it does."""
         self.name = name
+        self.users = tuple(users)
+        who = f" ({enumerated(self.users)})" if self.users else ""
         super().__init__(
-            f"{name}: a container uses this volume and would go on writing to the old content, "
-            "which is deleted; stop it first, or restore with --force"
+            f"{name}: a container uses this volume{who} and would go on writing to the old "
+            "content, which is deleted; stop it first, or restore with --force"
         )
 
 

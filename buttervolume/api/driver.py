@@ -3,11 +3,13 @@
 import logging
 
 from buttervolume import names
-from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.api.http import Answer, Body, Endpoint, Lane, NoAnswer
+from buttervolume.errors import Unreadable
 from buttervolume.jobs.actions import USAGES
 from buttervolume.jobs.options import split_jobs
 from buttervolume.services import Services
 from buttervolume.store.options import parse_options
+from buttervolume.words import enumerated
 
 
 def activate(_services: Services, _: Body) -> Answer:
@@ -33,7 +35,11 @@ def create(services: Services, body: Body) -> Answer:
 
 def get(services: Services, body: Body) -> Answer:
     """What there is to know of a volume."""
-    volume = services.volumes.get(body.text("Name"))
+    try:
+        volume = services.volumes.get(body.text("Name"))
+    except Unreadable as error:  # it is there: Docker is to ask again, not to forget it
+        logging.getLogger(__name__).error("Get gets no answer: %s", error)
+        raise NoAnswer from error
     status: Answer = {}
     if volume.copy_on_write is not None:
         status["CopyOnWrite"] = volume.copy_on_write
@@ -54,8 +60,13 @@ def get(services: Services, body: Body) -> Answer:
 
 def list_volumes(services: Services, _: Body) -> Answer:
     """Every volume."""
-    found = services.volumes.list()
-    return {"Volumes": [{"Name": name, "Mountpoint": str(path)} for name, path in found]}
+    found = services.volumes.look()
+    answer: Answer = {
+        "Volumes": [{"Name": name, "Mountpoint": str(path)} for name, path in found.volumes]
+    }
+    if found.unreadable:
+        answer["Warning"] = f"cannot be read: {enumerated(found.unreadable)}"
+    return answer
 
 
 def path(services: Services, body: Body) -> Answer:
@@ -66,9 +77,7 @@ def path(services: Services, body: Body) -> Answer:
 def mount(services: Services, body: Body) -> Answer:
     """Where a container finds a volume."""
     name, user = body.text("Name"), body.optional_text("ID")
-    mountpoint = services.volumes.mountpoint(name)
-    services.volumes.remember_mount(name, user or "")
-    return {"Mountpoint": str(mountpoint)}
+    return {"Mountpoint": str(services.volumes.mount(name, user or ""))}
 
 
 def unmount(services: Services, body: Body) -> Answer:

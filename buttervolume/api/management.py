@@ -27,13 +27,18 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
     """The snapshots, of one volume or all."""
     volume = body.optional_text("Name") if volume is None else volume
     found = services.catalog.list(volume)
-    listed: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    answer: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
     if body.flag("Details"):
-        listed |= details_of_snapshots(services, volume)
+        answer |= details_of_snapshots(services, volume)
+    warnings = []
     if found.incomplete:
         copies = ", ".join(map(str, found.incomplete))
-        listed["Warning"] = f"being received, or left by a transfer that failed: {copies}"
-    return listed
+        warnings.append(f"being received, or left by a transfer that failed: {copies}")
+    if found.unreadable:
+        warnings.append(f"cannot be read: {', '.join(map(str, found.unreadable))}")
+    if warnings:
+        answer["Warning"] = "; ".join(warnings)
+    return answer
 
 
 def remove_snapshot(services: Services, body: Body) -> Answer:

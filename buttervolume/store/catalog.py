@@ -1,5 +1,6 @@
 """The index of the snapshots: which there are, which is the latest, where they are."""
 
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from buttervolume.errors import (
     NoSnapshots,
     NoSuchSnapshot,
     OperationFailed,
+    Unreadable,
 )
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.system import btrfs, files
@@ -28,6 +30,8 @@ class Listing:
     snapshots: tuple[Snapshot, ...]
     """By volume, then moment; those without a moment come first."""
     incomplete: tuple[SnapshotName, ...]
+    unreadable: tuple[SnapshotName, ...] = ()
+    """Those that cannot be looked at, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Catalog:
         self._listing: Listing | None = None
         self._summaries: dict[str, Summary] = {}
         self._seen = (0, 0, 0)
+        self._complained_of: frozenset[SnapshotName] = frozenset()
+        """What could not be read when it was looked at last, and is in the log."""
 
     # Names
 
@@ -76,12 +82,27 @@ class Catalog:
     def check_complete(self, name: str) -> Path:
         """The path of a snapshot that can be used. Raises NoSuchSnapshot, IncompleteSnapshot."""
         path = self.path_of(name)
-        if not btrfs.is_subvolume(path):
+        if not self.exists(name):
             self._check_available()
             raise NoSuchSnapshot(name)
-        if not btrfs.info(path).is_complete:
+        try:
+            is_complete = btrfs.info(path).is_complete
+        except FileNotFoundError as error:  # removed meanwhile
+            raise NoSuchSnapshot(name) from error
+        except OSError as error:
+            raise Unreadable(name, error) from error
+        if not is_complete:
             raise IncompleteSnapshot(name)
         return path
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a snapshot of that name, or part of one. Raises BadName, Unreadable."""
+        path = self.path_of(name)
+        try:
+            return btrfs.is_subvolume(path)
+        except OSError as error:
+            self._check_available()
+            raise Unreadable(name, error) from error
 
     # Questions
 
@@ -101,6 +122,7 @@ class Catalog:
         return Listing(
             tuple(s for s in listing.snapshots if s.name.volume == volume),
             tuple(name for name in listing.incomplete if name.volume == volume),
+            tuple(name for name in listing.unreadable if name.volume == volume),
         )
 
     def _current(self) -> Listing:
@@ -116,16 +138,23 @@ class Catalog:
             return self._listing
 
     def _has_grown(self, listing: Listing) -> bool:
-        """Whether a copy has been completed, which does not change the directory's time."""
-        try:
-            return any(btrfs.info(self.path / str(name)).is_complete for name in listing.incomplete)
-        except FileNotFoundError:
-            return True
+        """Whether a copy has been completed, or another one can be read now, which does not change
+        the directory's time."""
+        for name in (*listing.incomplete, *listing.unreadable):
+            try:
+                if btrfs.info(self.path / str(name)).is_complete:
+                    return True
+            except FileNotFoundError:
+                return True
+            except OSError:
+                continue  # as before
+        return False
 
     def _read(self) -> Listing:
         """Read the directory; afterwards `_index` holds what is complete, and nothing else."""
         index: dict[str, tuple[int, Snapshot]] = {}
         incomplete: list[SnapshotName] = []
+        unreadable: dict[SnapshotName, OSError] = {}
         with os.scandir(self.path) as entries:
             device = os.stat(self.path).st_dev
             for entry in entries:
@@ -144,10 +173,16 @@ class Catalog:
                         incomplete.append(name)
                 except (BadName, FileNotFoundError, NotADirectoryError):
                     continue  # nothing of ours, or removed meanwhile
+                except OSError as error:
+                    unreadable[name] = error
+        for name in unreadable.keys() - self._complained_of:
+            logging.getLogger(__name__).warning("%s", Unreadable(str(name), unreadable[name]))
+        self._complained_of = frozenset(unreadable)
         self._index = index
         return Listing(
             tuple(sorted((snapshot for _, snapshot in index.values()), key=_by_volume_and_moment)),
             tuple(sorted(incomplete, key=str)),
+            tuple(sorted(unreadable, key=str)),
         )
 
     def summary(self, volume: str) -> Summary:

@@ -11,7 +11,8 @@ from buttervolume.errors import (
     VolumeMounted,
 )
 from buttervolume.store.catalog import Catalog
-from buttervolume.store.snapshots import Snapshots, Taken, copy
+from buttervolume.store.hindrance import explain
+from buttervolume.store.snapshots import Snapshots, Taken, left_out, what_is_left_out
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs
 
@@ -31,19 +32,21 @@ class Contents:
             source = self._volumes.mountpoint(volume)
             if self._volumes.exists(target):
                 raise VolumeExists(target)
-            left_out = self._make_volume(source, target, "clone")
-        return Taken(target, left_out)
+            missing = self._make_volume(source, target, "clone")
+        return Taken(target, missing)
 
     def _make_volume(self, source: Path, target: str, purpose: str) -> tuple[str, ...]:
         """Make a new volume from a subvolume, and return the nested ones that are empty in it; the
         target's mutex is held."""
         with self._volumes.workshop(purpose) as path:
             try:
-                left_out = copy(source, path, readonly=False)
+                missing = what_is_left_out(source)
+                copy(source, path)
                 self._volumes.publish(path, target)
             except (CommandFailed, OSError) as error:
-                raise OperationFailed(f"{purpose} to volume {target}", error) from error
-        return left_out
+                reason = explain(error, source)
+                raise OperationFailed(f"{purpose} to volume {target}", reason) from error
+        return missing
 
     def restore(self, name: str, target: str | None = None, *, force: bool = False) -> str | None:
         """Give a volume the content of a snapshot, and return the backup made of the old content.
@@ -59,7 +62,8 @@ class Contents:
         snapshot = names.parse_snapshot(name) if "@" in name else self._catalog.latest(name)
         source = self._catalog.check_complete(str(snapshot))
         target = snapshot.volume if target is None else target
-        with self._volumes.mutexes.hold(target):
+        # the old content goes when the volume's mutex is no longer held
+        with self._volumes.workshop("restore") as path, self._volumes.mutexes.hold(target):
             if not self._volumes.exists(target):
                 if target != snapshot.volume:
                     names.check_new_volume(target)
@@ -68,26 +72,44 @@ class Contents:
             self._volumes.synchronized.check_free(target)
             if not force:
                 self._check_replaceable(target)
-            return self._replace(source, target)
+            return self._replace(source, target, path, force=force)
 
     def _check_replaceable(self, volume: str) -> None:
-        if self._volumes.is_mounted(volume):
-            raise VolumeMounted(volume)
+        self._check_unused(volume)
         try:
-            nested = btrfs.nested(self._volumes.path_of(volume))
+            missing = left_out(self._volumes.path_of(volume))
         except OSError as error:
             raise OperationFailed(f"restore volume {volume}", error) from error
-        if nested:
-            raise NestedSubvolumes(volume, (inner.path for inner in nested))
+        if missing:
+            raise NestedSubvolumes(volume, missing)
 
-    def _replace(self, source: Path, volume: str) -> str:
-        """Back up a volume and put a copy of a snapshot in its place; its mutex is held."""
+    def _check_unused(self, volume: str) -> None:
+        if self._volumes.is_mounted(volume):
+            raise VolumeMounted(volume, self._volumes.users(volume))
+
+    def _replace(self, source: Path, volume: str, path: Path, *, force: bool) -> str:
+        """Back up a volume and put a copy of a snapshot in its place; its mutex is held. The old
+        content is left at `path`."""
         backup = self._snapshots.take_held(volume).name
         try:
-            with self._volumes.workshop("restore") as path:
-                btrfs.snapshot(source, path, readonly=False)
+            copy(source, path)
+            with self._volumes.changing_hands.hold(volume):
+                if not force:  # somebody may have mounted it meanwhile, and nobody can now
+                    self._check_unused(volume)
                 self._volumes.exchange(path, volume)
+        except VolumeMounted:
+            self._snapshots.remove(backup)
+            raise
         except (CommandFailed, OSError) as error:
             attempt = f"restore volume {volume} ({backup} is a backup)"
-            raise OperationFailed(attempt, error) from error
+            reason = explain(error, self._volumes.path_of(volume))
+            raise OperationFailed(attempt, reason) from error
         return backup
+
+
+def copy(source: Path, target: Path) -> None:
+    """Make a writable snapshot that can be given a name, even if the source is immutable."""
+    btrfs.snapshot(source, target, readonly=False)
+    with btrfs.opened(target) as root:
+        if root.is_protected():
+            root.unprotect()

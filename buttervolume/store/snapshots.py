@@ -1,5 +1,6 @@
 """Snapshots: read-only subvolumes of one directory, named after a volume and a moment."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,10 +18,16 @@ from buttervolume.errors import (
 )
 from buttervolume.names import SnapshotName
 from buttervolume.store.catalog import Catalog
+from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs
+from buttervolume.system import btrfs, nested
 from buttervolume.system.locks import Holds
+
+_NAMED = 20
+"""How many nested subvolumes a message names."""
+_LONGEST_NAMED = 100
+"""Characters of a path that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,12 @@ class Snapshots:
         if provisional:
             self._provisional.add(name)
         try:
-            left_out = copy(source, self._catalog.path / name, readonly=True)
+            missing = what_is_left_out(source)
+            btrfs.snapshot(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError) as error:
-            raise OperationFailed(f"snapshot volume {volume}", error) from error
-        return Taken(name, left_out)
+            reason = explain(error, source)
+            raise OperationFailed(f"snapshot volume {volume}", reason) from error
+        return Taken(name, missing)
 
     def _free_name(self, volume: str) -> SnapshotName:
         """The name of this moment, or of the next tick of the date format that has none yet."""
@@ -145,14 +154,14 @@ class Snapshots:
         Raises NoSuchSnapshot, SnapshotBusy.
         """
         path = self._catalog.path_of(name)
-        if not btrfs.is_subvolume(path):
+        if not self._catalog.exists(name):
             self._volumes.check_available()
             raise NoSuchSnapshot(name)
         with self.in_transfer.claim([name]) as claimed:
             if not claimed:
                 raise SnapshotBusy(name)
             try:
-                btrfs.delete_tree(path)
+                nested.delete_tree(path)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
@@ -177,8 +186,24 @@ class Snapshots:
         return Purged(deleted, failed)
 
 
-def copy(source: Path, target: Path, *, readonly: bool) -> tuple[str, ...]:
-    """Snapshot a subvolume, and return the ones nested in it, which are empty in the snapshot."""
-    left_out = tuple(inner.path for inner in btrfs.nested(source))
-    btrfs.snapshot(source, target, readonly=readonly)
-    return left_out
+def what_is_left_out(source: Path) -> tuple[str, ...]:
+    """What `left_out` says, or nothing if that cannot be found out: a warning is no reason not to
+    have a snapshot."""
+    try:
+        return left_out(source)
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s: what is nested in it? %s", source, error)
+        return ()
+
+
+def left_out(source: Path) -> tuple[str, ...]:
+    """The subvolumes nested in one, in few words: the paths of some, and how many more there are,
+    those whose path is too long or cannot be found out included."""
+    with btrfs.opened(source) as root:
+        found = nested.find(root)
+        paths = nested.paths(root, found[:_NAMED])
+    named = tuple(path for path in paths if path is not None and len(path) <= _LONGEST_NAMED)
+    more = len(found) - len(named)
+    if not more:
+        return named
+    return (*named, f"and {more:,} more" if named else f"{more:,} whose names are too long")

@@ -1,4 +1,9 @@
-"""Volumes: subvolumes of one directory, each made, replaced and removed as a whole."""
+"""Volumes: subvolumes of one directory, each made, replaced and removed as a whole.
+
+Nobody is told of a new volume, or of a new content, before its name is on the disk. So whatever a
+power cut leaves under one of the daemon's own names has never been anybody's, or is the old content
+of a volume that has been replaced or removed: `sweep` may delete it.
+"""
 
 import logging
 import os
@@ -18,17 +23,21 @@ from buttervolume.errors import (
     NoSuchVolume,
     NotAVolume,
     OperationFailed,
+    Unreadable,
     VolumeBusy,
     VolumeExists,
     VolumesUnavailable,
 )
+from buttervolume.store.hindrance import explain
 from buttervolume.store.options import Options
-from buttervolume.system import btrfs, files, mounts
+from buttervolume.system import btrfs, files, mounts, nested
 from buttervolume.system.locks import Holds, Mutexes
 
 OWN_PREFIX = ".buttervolume-"
 """What the daemon itself puts among the volumes begins with this; `sweep` removes it."""
 LOCK_NAME = OWN_PREFIX + "lock"
+_MODE = 0o755
+"""Of the root of a new volume, whatever the daemon's umask is."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,16 @@ class Volume:
     copy_on_write: bool | None
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a look at the directory of the volumes finds."""
+
+    volumes: Sequence[tuple[str, Path]]
+    """Names and paths, by name."""
+    unreadable: Sequence[str]
+    """The names of what is there, but cannot be looked at."""
+
+
 class Volumes:
     """The volumes in one directory of a BTRFS filesystem."""
 
@@ -49,6 +68,9 @@ class Volumes:
         self.path = path
         self.mutexes = Mutexes(lambda name: VolumeBusy(name, "another operation"))
         """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
+        self.changing_hands = Mutexes()
+        """One per volume, for moments: held while its name goes to another subvolume, until that
+        is on the disk, and by who mounts it. Taken after its mutex, if that is taken as well."""
         self.synchronized = Holds(lambda name: VolumeBusy(name, "a synchronization"))
         """Volumes that rsync is writing to; held and let go only by who holds their mutex."""
         self._filesystem = btrfs.filesystem(path)
@@ -59,7 +81,10 @@ class Volumes:
         self._names_guard = threading.Lock()
         self._names: tuple[str, ...] = ()
         self._names_of: int | None = None
+        self._names_on_disk = files.SharedSync(path)
         self._log = logging.getLogger(__name__)
+        self._complained_of: frozenset[str] = frozenset()
+        """What could not be read when it was looked at last, and is in the log."""
 
     def check_available(self) -> None:
         """Raise VolumesUnavailable if the directory is no longer on the filesystem it was on."""
@@ -77,19 +102,28 @@ class Volumes:
         return self.path / names.check_volume_reference(name)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a volume of that name. Raises BadName."""
-        return btrfs.is_subvolume(self.path_of(name))
+        """Whether there is a volume of that name. Raises BadName, Unreadable."""
+        path = self.path_of(name)
+        try:
+            return btrfs.is_subvolume(path)
+        except OSError as error:
+            self.check_available()
+            raise Unreadable(name, error) from error
 
     def mountpoint(self, name: str) -> Path:
-        """Where an existing volume is. Runs no command. Raises NoSuchVolume."""
+        """Where an existing volume is. Runs no command. Raises NoSuchVolume, Unreadable."""
         if not self.exists(name):
             self.check_available()  # else an unmounted filesystem would look like removed volumes
             raise NoSuchVolume(name)
         return self.path_of(name)
 
     def list(self) -> "list[tuple[str, Path]]":
-        """Names and paths of all volumes, by name. Runs no command."""
-        found = []
+        """Names and paths of all volumes that can be read, by name. Runs no command."""
+        return [*self.look().volumes]
+
+    def look(self) -> Found:
+        """All volumes, and what there is that cannot be read. Runs no command."""
+        found, unreadable = list[str](), dict[str, OSError]()
         with os.scandir(self.path) as entries:
             device = os.stat(self.path).st_dev
             for entry in entries:
@@ -98,9 +132,15 @@ class Volumes:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:  # removed meanwhile
                         continue
+                    except OSError as error:
+                        unreadable[entry.name] = error
+                        continue
                     if btrfs.is_subvolume_root(status, device):
                         found.append(entry.name)
-        return [(name, self.path / name) for name in sorted(found)]
+        for name in unreadable.keys() - self._complained_of:
+            self._log.warning("%s", Unreadable(name, unreadable[name]))
+        self._complained_of = frozenset(unreadable)
+        return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
 
     def names(self) -> tuple[str, ...]:
         """The names of all volumes, sorted; the same object as before while the directory has not
@@ -126,8 +166,9 @@ class Volumes:
         path = self.mountpoint(name)
         created = copy_on_write = None
         try:
-            created = btrfs.info(path).created
-            copy_on_write = btrfs.copy_on_write(path)
+            with btrfs.opened(path) as directory:
+                created = directory.info().created
+                copy_on_write = directory.copy_on_write()
         except OSError as error:
             self._log.warning("%s: cannot read its properties: %s", name, error)
         return Volume(name, path, created, copy_on_write)
@@ -143,39 +184,50 @@ class Volumes:
             try:
                 with self.workshop("create") as path:
                     btrfs.create(path)
-                    path.chmod(0o755)
-                    if not options.copy_on_write:
-                        btrfs.disable_copy_on_write(path)
-                    if options.compression:
-                        btrfs.set_compression(path, options.compression)
+                    with btrfs.opened(path) as directory:
+                        _furnish(directory, options)
                     self.publish(path, name)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"create volume {name}", error) from error
 
     def remove(self, name: str) -> None:
-        """Remove a volume and the subvolumes nested in it. Raises NoSuchVolume, VolumeBusy."""
-        with self.mutexes.hold(name):
-            path = self.mountpoint(name)
-            self.synchronized.check_free(name)
-            doomed = self._own_path("remove")
-            try:
+        """Remove a volume and the subvolumes nested in it. Raises NoSuchVolume, VolumeBusy.
+
+        Its name is gone at once; its content goes while nothing that others wait for is held.
+        """
+        doomed = self._own_path("remove")
+        try:
+            with self.mutexes.hold(name):
+                path = self.mountpoint(name)
+                self.synchronized.check_free(name)
                 files.rename_new(path, doomed)
-                try:
-                    btrfs.delete_tree(doomed)
-                except (CommandFailed, OSError):
-                    files.rename_new(doomed, path)
-                    raise
-            except (CommandFailed, OSError) as error:
-                raise OperationFailed(f"remove volume {name}", error) from error
-            with self._mounted_guard:
-                self._mounted.pop(name, None)
+                with self._mounted_guard:
+                    self._mounted.pop(name, None)
+            try:
+                nested.delete_tree(doomed)
+            except (CommandFailed, OSError):
+                self._put_back(doomed, name)
+                raise
+            self._names_on_disk.sync()
+        except (CommandFailed, OSError) as error:
+            reason = explain(error, self.path_of(name))
+            raise OperationFailed(f"remove volume {name}", reason) from error
+
+    def _put_back(self, path: Path, name: str) -> None:
+        """Give what could not be removed its name again, unless another volume has it by now."""
+        try:
+            with self.mutexes.hold(name):
+                files.rename_new(path, self.path_of(name))
+        except (OSError, VolumeBusy) as error:
+            self._log.warning("%s is left over until the next start: %s", path, error)
 
     def _own_path(self, purpose: str) -> Path:
         return self.path / f"{OWN_PREFIX}{purpose}-{uuid.uuid4().hex}"
 
     @contextmanager
     def workshop(self, purpose: str) -> Iterator[Path]:
-        """A path of the daemon's own to make a subvolume at; what is left there at the end goes."""
+        """A path of the daemon's own to make a subvolume at; what is left there at the end goes,
+        and that may take long: no mutex should be held then."""
         path = self._own_path(purpose)
         try:
             yield path
@@ -187,7 +239,7 @@ class Volumes:
         """Remove something of the daemon's own; what cannot go now goes at the next start."""
         try:
             if btrfs.is_subvolume(path):
-                btrfs.delete_tree(path)
+                nested.delete_tree(path)
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -196,21 +248,23 @@ class Volumes:
             self._log.warning("%s is left over and cannot be removed now: %s", path, error)
 
     def publish(self, path: Path, name: str) -> None:
-        """Give a whole new subvolume its name. Raises VolumeExists, or NotAVolume if something
-        else has the name."""
+        """Give a whole new subvolume its name, on the disk before this returns. Raises
+        VolumeExists, or NotAVolume if something else has the name."""
         target = self.path_of(name)
-        try:
-            files.rename_new(path, target)
-        except FileExistsError as error:
-            if btrfs.is_subvolume(target):
-                raise VolumeExists(name) from error
-            raise NotAVolume(target) from error
+        with self.changing_hands.hold(name):
+            try:
+                files.rename_new(path, target)
+            except FileExistsError as error:
+                if btrfs.is_subvolume(target):
+                    raise VolumeExists(name) from error
+                raise NotAVolume(target) from error
+            self._names_on_disk.sync()
 
     def exchange(self, path: Path, name: str) -> None:
         """Put a subvolume in the place of a volume in one step, on the disk before this returns;
-        the old content is then at `path`."""
+        the old content is then at `path`. `changing_hands` is held."""
         files.exchange(path, self.path_of(name))
-        files.sync_directory(self.path)
+        self._names_on_disk.sync()
 
     def leftovers(self) -> Sequence[str]:
         """What a daemon that was killed has left. Only before this one makes anything."""
@@ -223,6 +277,33 @@ class Volumes:
         for name in leftovers:
             self._log.info("sweeping %s, left by a daemon that did not end by itself", name)
             self._discard(self.path / name)
+
+    def forget_origins(self) -> None:
+        """Take their Received UUID off the volumes that have one: their snapshots would inherit
+        it, and count as copies of something else."""
+        for name, path in self.list():
+            try:
+                with self.mutexes.hold(name), btrfs.opened(path) as directory:
+                    received = directory.info().received_uuid
+                    if received is None:
+                        continue
+                    with directory.writable():
+                        directory.set_received(None, 0)
+            except (OSError, VolumeBusy) as error:
+                self._log.warning("%s: whether it has a Received UUID is unknown: %s", name, error)
+            else:
+                self._log.warning(
+                    "%s: this volume had the Received UUID %s, which its snapshots would have "
+                    "inherited; it is taken off", name, received,
+                )  # fmt: skip
+
+    def mount(self, name: str, user: str) -> Path:
+        """Where Docker's `user`, an id of its own, finds a volume; remembered, as advice, until
+        `remember_unmount`. Waits while the volume is being replaced. Raises NoSuchVolume."""
+        with self.changing_hands.hold(name):
+            path = self.mountpoint(name)
+            self.remember_mount(name, user)
+        return path
 
     def remember_mount(self, name: str, user: str) -> None:
         """Remember, as advice, that Docker mounted a volume for `user`, an id of its own."""
@@ -238,6 +319,19 @@ class Volumes:
                 self._mounted.pop(name, None)
 
     def is_mounted(self, name: str) -> bool:
-        """Whether a container uses a volume, as far as can be known: by the calls since the
-        daemon's start, or since the kernel shows the volume mounted."""
-        return name in self._mounted or mounts.is_mounted(self.path_of(name))
+        """Whether a container uses a volume, or something in it, as far as can be known: by the
+        calls since the daemon's start, or since the kernel shows it mounted."""
+        return name in self._mounted or bool(self.users(name))
+
+    def users(self, name: str) -> Sequence[str]:
+        """Who uses a volume, or something in it, as far as the kernel shows it, in words."""
+        return [str(user) for user in mounts.users(self.path_of(name))]
+
+
+def _furnish(directory: btrfs.Directory, options: Options) -> None:
+    """Make the root of a new volume what its options say."""
+    os.fchmod(directory.descriptor, _MODE)
+    if not options.copy_on_write:
+        directory.disable_copy_on_write()
+    if options.compression:
+        directory.set_compression(options.compression)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,42 @@ def exchange(one: Path, other: Path) -> None:
     _renameat2(one, other, _RENAME_EXCHANGE)
 
 
+class SharedSync:
+    """Brings the names in a directory to the disk; of many that ask at once, all but the first
+    wait together for one sync."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # protects the numbers of the syncs, for a moment at a time
+        self._turn = threading.Condition()
+        self._begun = 0
+        self._done = 0
+        self._is_running = False
+
+    def sync(self) -> None:
+        """Return when the names are on the disk as they are at this moment."""
+        with self._turn:
+            wanted = self._begun + 1  # the one that runs may have begun too early
+            while self._done < wanted:
+                if self._is_running:
+                    self._turn.wait()
+                else:
+                    self._run()
+
+    def _run(self) -> None:
+        """Sync, while others may come to wait for the next one."""
+        self._begun += 1
+        number, self._is_running = self._begun, True
+        self._turn.release()
+        try:
+            sync_directory(self._path)
+        finally:
+            self._turn.acquire()
+            self._is_running = False
+            self._turn.notify_all()
+        self._done = number
+
+
 def sync_directory(path: Path) -> None:
     """Return when the names in a directory are as they are now on the disk, too."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -49,27 +86,47 @@ def sync_directory(path: Path) -> None:
 def replace(path: Path, content: str) -> None:
     """Give a file a new content; whatever happens, it holds all of the old or all of the new.
 
-    The file keeps its permissions, and a new one is for its owner alone. A link to it stays one.
-    Only one thread at a time may replace a file: a half-written one is left under one name at most,
-    and then used again.
+    The file keeps owner, permissions and extended attributes; a new one is for its owner alone
+    (0600). A link to it stays one. Only one thread at a time may replace a file: a half-written
+    one is left under one name at most, and then used again.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.new")
-    try:
-        mode = path.stat().st_mode & 0o7777
-    except FileNotFoundError:
-        mode = 0o600
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        with temporary.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            _take_over(path, descriptor)
+            os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def _take_over(path: Path, descriptor: int) -> None:
+    """Give an open file the owner, attributes and permissions of another one, if that exists."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    os.fchown(descriptor, status.st_uid, status.st_gid)
+    for name in os.listxattr(path):
+        if name.startswith("btrfs."):  # how the filesystem writes it, not whose it is
+            continue
+        value = os.getxattr(path, name)
+        if _attribute(descriptor, name) != value:
+            os.setxattr(descriptor, name, value)
+    os.fchmod(descriptor, status.st_mode & 0o7777)  # last: a change of owner takes bits away
+
+
+def _attribute(descriptor: int, name: str) -> bytes | None:
+    try:
+        return os.getxattr(descriptor, name)
+    except OSError:
+        return None

@@ -1,10 +1,17 @@
-"""What the kernel tells of mounts, in whatever namespace they are (proc_pid_mountinfo(5))."""
+"""What the kernel tells of mounts, in whatever namespace they are (proc_pid_mountinfo(5)).
+
+Its lines end at a newline and its fields at a blank; those two, the tab and the backslash are the
+only bytes that it escapes, so that everything else that a path can hold is read as it is.
+"""
 
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+_CONTAINER = re.compile(rb"[/-]([0-9a-f]{64})(?:\.scope)?$", re.MULTILINE)
+"""A container's id at the end of its control group, whichever driver of Docker's made that."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +26,36 @@ class Mount:
     """Where, as the process of the line sees it."""
 
 
-def parse(mountinfo: str) -> list[Mount]:
-    """The mounts of a mountinfo file."""
+@dataclass(frozen=True)
+class User:
+    """A process with a directory, or something below it, mounted for itself."""
+
+    pid: int
+    command: str
+    container: str | None
+    """The id of the container that it runs in, if it is one of Docker's."""
+    point: str
+    """Where, as the process sees it."""
+
+    def __str__(self) -> str:
+        process = f"process {self.pid} ({self.command}), at {self.point}"
+        return f"container {self.container[:12]}: {process}" if self.container else process
+
+
+def parse(mountinfo: bytes) -> list[Mount]:
+    """The mounts of a mountinfo file; a line that is not understood is left out."""
+    lines = (line.split(b" ") for line in mountinfo.split(b"\n"))
     return [
-        Mount(fields[2], _unescape(fields[3]), _unescape(fields[4]))
-        for fields in map(str.split, mountinfo.splitlines())
+        Mount(_text(fields[2]), _text(fields[3]), _text(fields[4]))
+        for fields in lines
+        if len(fields) > 4
     ]
 
 
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def _text(field: bytes) -> str:
+    return os.fsdecode(
+        re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
+    )
 
 
 def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
@@ -43,30 +70,59 @@ def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
     return mount.device, str(PurePosixPath(mount.root, wanted.relative_to(mount.point)))
 
 
-def is_mounted(path: Path) -> bool:
-    """Whether a directory itself is mounted anywhere, such as in a container.
+def users(path: Path) -> list[User]:
+    """Who has a directory, or anything below it, mounted, such as a container: one process for
+    each mount namespace.
 
     Only what the processes that can be seen see counts: a managed plugin has its own PID
     namespace and sees no container.
     """
     place = of_directory(os.path.realpath(path), parse(_read(Path("/proc/self/mountinfo"))))
-    return place is not None and any(
-        (mount.device, mount.root) == place for text in _all() for mount in parse(text)
-    )
+    if place is None:
+        return []
+    return [
+        _user(process, point)
+        for process, mountinfo in _all()
+        if (point := _shown(mountinfo, *place)) is not None
+    ]
 
 
-def _all() -> Iterator[str]:
+def swap_files() -> list[Path]:
+    """The files and devices that the kernel swaps to, as proc_swaps(5) shows them."""
+    lines = _read(Path("/proc/swaps")).split(b"\n")[1:]
+    return [Path(_text(line.split(b" ")[0].split(b"\t")[0])) for line in lines if line]
+
+
+def _shown(mountinfo: bytes, device: str, directory: str) -> str | None:
+    """Where a directory of a device, or something below it, is mounted, if it is."""
+    below = directory.rstrip("/") + "/"
+    for mount in parse(mountinfo):
+        if mount.device == device and f"{mount.root}/".startswith(below):
+            return mount.point
+    return None
+
+
+def _all() -> Iterator[tuple[Path, bytes]]:
     """The mountinfo of every mount namespace that a visible process is in, each once."""
     seen = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             namespace = (process / "ns/mnt").readlink()
             if namespace not in seen:
-                yield _read(process / "mountinfo")
+                yield process, _read(process / "mountinfo")
                 seen.add(namespace)
         except OSError:
             continue  # the process has ended
 
 
-def _read(path: Path) -> str:
-    return path.read_bytes().decode(errors="surrogateescape")
+def _user(process: Path, point: str) -> User:
+    try:
+        command = os.fsdecode(_read(process / "comm").removesuffix(b"\n"))
+        found = _CONTAINER.search(_read(process / "cgroup"))
+    except OSError:
+        command, found = "which has ended", None
+    return User(int(process.name), command, found[1].decode() if found else None, point)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()

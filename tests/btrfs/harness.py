@@ -20,6 +20,8 @@ from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.volumes import Volumes
+from buttervolume.system import btrfs as kernel
+from buttervolume.system import nested
 from tests.support.wait import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,6 +63,18 @@ def put(path: Path, kind: str, target: Path | str = "/nowhere") -> None:
             path.symlink_to(target)
         case _:
             raise ValueError(kind)
+
+
+def is_copied_on_write(path: Path) -> bool:
+    """Whether new files in a directory are written by copy-on-write, as lsattr shows it."""
+    shown = subprocess.run(["lsattr", "-d", path], check=True, capture_output=True, text=True)
+    return "C" not in shown.stdout.split()[0]
+
+
+def nested_in(path: Path) -> list[str | None]:
+    """The paths of the subvolumes nested in one; None for what has too long a path."""
+    with kernel.opened(path) as root:
+        return nested.paths(root, nested.find(root))
 
 
 def is_readonly(path: Path) -> bool:

@@ -2,11 +2,11 @@
 
 from buttervolume.system.mounts import Mount, of_directory, parse
 
-HOST = """\
+HOST = b"""\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 40 22 0:50 / /var/lib/buttervolume rw,relatime shared:9 - btrfs /dev/loop0 rw,subvolid=5,subvol=/
 """
-CONTAINER = r"""
+CONTAINER = rb"""
 60 59 0:61 / / rw - overlay overlay rw
 70 60 0:50 /volumes/my\040data /data rw - btrfs /dev/loop0 rw,subvolid=256,subvol=/volumes
 """
@@ -23,7 +23,7 @@ def test_a_volume_has_the_same_place_in_the_filesystem_for_host_and_container() 
 
 
 def test_the_longest_mount_point_counts_and_of_equal_ones_the_last() -> None:
-    over = HOST + "41 40 0:60 /old /var/lib/buttervolume rw - btrfs /dev/loop1 rw\n"
+    over = HOST + b"41 40 0:60 /old /var/lib/buttervolume rw - btrfs /dev/loop1 rw\n"
     assert of_directory("/var/lib/buttervolume/volumes", parse(over)) == ("0:60", "/old/volumes")
     assert of_directory("/var/lib/buttervolumes", parse(over)) == (
         "254:0",

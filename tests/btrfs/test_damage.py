@@ -1,0 +1,115 @@
+"""A disk that has lost the root of one subvolume: who asks of the others notices nothing."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.btrfs.harness import Daemon, Place, btrfs
+from tests.support.filesystem import make_image
+
+NODE = 16384
+"""Bytes of a metadata block, mkfs.btrfs's default."""
+
+
+def run(*argv: object) -> str:
+    return subprocess.run(
+        [str(word) for word in argv], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def number_of(path: Path) -> str:
+    return btrfs("inspect-internal", "rootid", path).strip()
+
+
+def lose_root(image: Path, tree: str) -> None:
+    """Overwrite the root node of a subvolume on a disk that is not mounted."""
+    roots = btrfs("inspect-internal", "dump-tree", "-t", "root", image)
+    chunks = btrfs("inspect-internal", "dump-tree", "-t", "chunk", image)
+    found = re.search(rf"key \({tree} ROOT_ITEM .*?bytenr (\d+)", roots, re.DOTALL)
+    assert found
+    block = int(found[1])
+    pattern = r"CHUNK_ITEM (\d+)\).*?length (\d+).*?devid \d+ offset (\d+)"
+    for match in re.finditer(pattern, chunks, re.DOTALL):
+        start, length, offset = map(int, match.groups())
+        if start <= block < start + length:
+            with image.open("r+b") as file:
+                file.seek(offset + block - start)
+                file.write(bytes(NODE))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """An image whose metadata is there once only, and where it is mounted."""
+    image, mount_point = make_image(tmp_path / "disk", "btrfs", "256M"), tmp_path / "mnt"
+    run("mkfs.btrfs", "-q", "-f", "-m", "single", "-d", "single", image)
+    mount_point.mkdir()
+    run("mount", "-o", "loop", image, mount_point)
+    yield image, mount_point
+    run("umount", mount_point)
+
+
+@contextmanager
+def running(place: Place, directory: Path) -> Iterator[Daemon]:
+    daemon = Daemon(place, directory).start()
+    try:
+        yield daemon
+        daemon.stop()
+        assert "Traceback" not in daemon.stderr()
+    finally:
+        daemon.close()
+
+
+def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
+    disk: tuple[Path, Path], runtime: Path
+) -> None:
+    image, mount_point = disk
+    place = Place.make(mount_point / "place")
+    with running(place, runtime / "run") as daemon:
+        for name in ("bad", "half", "good"):
+            daemon.call("Create", Name=name)
+            (place.volumes / name / "file").write_text(name)
+        lost = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("bad", "half")]
+        sound = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("half", "good")]
+    doomed = [number_of(place.volumes / "bad"), *(number_of(place.snapshots / n) for n in lost)]
+    run("umount", mount_point)
+    for tree in doomed:
+        lose_root(image, tree)
+    run("mount", "-o", "loop", image, mount_point)
+
+    with running(place, runtime / "run") as daemon:
+        # all others are listed, and the bad ones named
+        answer = daemon.call("List")
+        assert [volume["Name"] for volume in answer["Volumes"]] == ["good", "half"]
+        assert "bad" in answer["Warning"]
+        answer = daemon.call("Snapshot.List")
+        assert answer["Snapshots"] == sorted(sound)
+        assert all(name in answer["Warning"] for name in lost)
+        assert "Warning" not in daemon.call("Snapshot.List", Name="good")
+
+        # what concerns others works
+        for name in ("good", "half"):
+            assert daemon.call("Get", Name=name)["Volume"]
+            daemon.call("Snapshot.Restore", Name=name)
+            assert (place.volumes / name / "file").read_text() == name
+            daemon.call("Snapshot", Name=name)
+        purged = daemon.call("Snapshots.Purge", Name="half", Pattern="1m:1m")["Purged"]
+        assert not set(lost) & set(purged)
+        daemon.call("Clone", Name="good", Target="copy")
+
+        # and what is asked of the bad ones is answered in words, or not at all
+        assert daemon.is_closed("Get", b'{"Name": "bad"}'), "Docker would forget it"
+        for endpoint in ("Mount", "Path", "Snapshot", "Create", "Remove"):
+            refusal = daemon.refused(endpoint, Name="bad", ID="x")
+            assert "Input/output error" in refusal
+            assert "no such volume" not in refusal
+        for name in lost:
+            assert "Input/output error" in daemon.refused("Snapshot.Restore", Name=name)
+        for _ in range(3):
+            daemon.call("List")
+            daemon.call("Snapshot.List")
+    told = [line for line in daemon.stderr().splitlines() if "WARNING bad: it cannot" in line]
+    assert len(told) == 1, "once, however often it is asked"
