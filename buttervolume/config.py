@@ -3,8 +3,9 @@
 import configparser
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,10 @@ PREFIX = "BUTTERVOLUME_"
 SSH_PORT = "SSH_PORT"
 LONGEST_DATE = 100
 """Bytes of the date in a snapshot's name, of 255 for the whole name."""
+OLDER_DRIVERNAME = "ccomb/buttervolume:latest"
+"""The name of the first plugins."""
+LONGEST_PATH, LONGEST_NAME = 4000, 255
+"""Bytes of a path, with room for names in it, and of each part (Linux's limits.h)."""
 LONGEST_SOCKET_PATH = 107
 """Bytes, from the size of sun_path in unix(7), less the final NUL."""
 
@@ -40,6 +45,8 @@ class Config:
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
+    other_drivernames: tuple[str, ...] = field(default=(), compare=False)
+    """Further names under which the plugin may run, where none is configured."""
 
 
 def _text(value: str) -> str:
@@ -49,9 +56,17 @@ def _text(value: str) -> str:
 
 
 def _path(value: str) -> Path:
-    if not value.startswith("/") or "\0" in value:
-        raise ValueError("an absolute path")
-    return Path(os.path.normpath(value))
+    path = os.path.normpath(value)
+    if (
+        not value.startswith("/")
+        or "\0" in value
+        or len(os.fsencode(path)) > LONGEST_PATH
+        or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.split("/"))
+    ):
+        raise ValueError(
+            f"an absolute path of at most {LONGEST_PATH} bytes, {LONGEST_NAME} in each part"
+        )
+    return Path(path)
 
 
 def _socket(value: str) -> Path:
@@ -90,7 +105,7 @@ def _date_format(value: str) -> str:
                 raise ValueError(allowed)
             if back.strftime(value) != text or not text.isprintable() or set("/@") & set(text):
                 raise ValueError(allowed)
-    except (ValueError, UnicodeError) as error:
+    except (ValueError, UnicodeError, re.error) as error:  # strptime makes a regular expression
         raise ValueError(allowed) from error
     return value
 
@@ -183,7 +198,12 @@ def load(environ: Mapping[str, str], path: Path = CONFIG_FILE) -> Config:
             values[key.lower()] = convert(text)
         except ValueError as error:
             raise ConfigError(f"{key} = {text!r} ({source}): it must be {error}") from error
-    config = Config(warnings=tuple(warnings), **values)  # type: ignore[arg-type]
+    is_named = environ.get(_variable("DRIVERNAME")) or in_file.get("DRIVERNAME")
+    config = Config(
+        warnings=tuple(warnings),
+        other_drivernames=() if is_named else (OLDER_DRIVERNAME,),
+        **values,  # type: ignore[arg-type]
+    )
     _check_together(config)
     return config
 

@@ -17,7 +17,12 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map
 
-from buttervolume.errors import ButtervolumeError, TooManyTransfers, VolumesUnavailable
+from buttervolume.errors import (
+    ButtervolumeError,
+    OperationFailed,
+    TooManyTransfers,
+    VolumesUnavailable,
+)
 from buttervolume.services import Services
 from buttervolume.words import shortened
 
@@ -222,7 +227,8 @@ def _slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
 def _respond(answer: Answer, status: int = 200) -> Response:
     """Encode an answer. What it tells people is made printable and short here."""
     said = {key: shortened(str(answer[key])) for key in ("Err", "Warning") if key in answer}
-    content = json.dumps({"Err": "", **answer, **said})
+    kind = {"Code": OperationFailed.__name__} if said.get("Err") else {}
+    content = json.dumps({"Err": "", **kind, **answer, **said})
     return Response(content, status, content_type=MIMETYPE)
 
 

@@ -5,16 +5,42 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from buttervolume.config import Config
 from buttervolume.errors import ButtervolumeError, CommandFailed, NoDaemon
 from buttervolume.system import command
+from buttervolume.words import lines
+
+NOT_STARTED = 127
+"""The status of a command that is not there, as shells have it."""
 
 
 class Refused(ButtervolumeError):
-    """The daemon's own words on why it did not do what it was asked."""
+    """The daemon's own words on why it did not do what it was asked, with the name of the kind of
+    error: that of its class in `errors`, and None if the daemon is too old to tell."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class OtherVersion(ButtervolumeError):
+    """What the daemon answers is not what this command needs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the daemon {what}: it is of another version than this command; "
+            "bring both to the same one and restart the daemon"
+        )
+
+
+class Answer(dict[str, Any]):
+    """A JSON object of an answer, or one within it."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise OtherVersion(f"does not tell {key}")
 
 
 def find_socket(config: Config) -> Path:
@@ -24,22 +50,21 @@ def find_socket(config: Config) -> Path:
     """
     if _exists(config.socket):
         return config.socket
-    try:
-        plugin = command.run(
-            ["docker", "plugin", "inspect", "--format", "{{.Id}}", config.drivername]
-        ).strip()
-    except CommandFailed as error:
-        raise NoDaemon(
-            f"there is no socket {config.socket}, and docker knows no plugin "
-            f"{config.drivername}: {error.stderr}"
-        ) from error
-    path = config.runpath / "plugins" / plugin / "btrfs.sock"
-    if not _exists(path):
-        raise NoDaemon(
-            f"there is no socket {config.socket}, and the plugin {config.drivername} "
-            f"is not running: there is no socket {path}"
-        )
-    return path
+    said = []
+    for name in (config.drivername, *config.other_drivernames):
+        try:
+            inspect = ["docker", "plugin", "inspect", "--format", "{{.Id}}", name]
+            plugin = command.run(inspect).strip()
+        except CommandFailed as error:
+            said.append(f"docker knows no plugin {name}: {'; '.join(lines(error.stderr))}")
+            if error.status == NOT_STARTED:
+                break
+            continue
+        path = config.runpath / "plugins" / plugin / "btrfs.sock"
+        if _exists(path):
+            return path
+        said.append(f"the plugin {name} is not running: there is no socket {path}")
+    raise NoDaemon(f"there is no socket {config.socket}, and {', and '.join(said)}")
 
 
 def _exists(path: Path) -> bool:
@@ -56,8 +81,8 @@ class Client:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def call(self, endpoint: str, body: Mapping[str, object]) -> dict[str, Any]:
-        """Make one call and return the answer. Raises NoDaemon, Refused.
+    def call(self, endpoint: str, body: Mapping[str, object]) -> Answer:
+        """Make one call and return the answer. Raises NoDaemon, Refused, OtherVersion.
 
         It waits for as long as the daemon works: a transfer may take days.
         """
@@ -73,13 +98,17 @@ class Client:
                 response = session.post(url, json=body, timeout=None)
         except requests.RequestException as error:
             raise _unreachable(path, self._config) from error
+        if response.status_code == 404:
+            raise OtherVersion(f"does not know {endpoint}")
         try:
-            answer = cast(dict[str, Any], json.loads(response.content))
-            problem = str(answer["Err"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{path} does not speak this program's protocol") from error
-        if problem or response.status_code != 200:
-            raise Refused(problem or f"HTTP {response.status_code}")
+            answer = json.loads(response.content, object_hook=Answer)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, Answer) or "Err" not in answer:
+            raise Refused(f"{path} does not speak this program's protocol")
+        if answer["Err"] or response.status_code != 200:
+            problem = str(answer["Err"] or f"HTTP {response.status_code}")
+            raise Refused(problem, answer.get("Code"))
         return answer
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from buttervolume import config as configuration
 from buttervolume.cli.parser import build_parser
+from buttervolume.cli.terminal import escaped, say
+from buttervolume.cli.usage import parse
 from buttervolume.errors import ButtervolumeError, NoDaemon
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ Call = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command prints on success, and whether what it shows is as it should be."""
+    """What a command prints on success, fit for a terminal, and whether all is as it should be."""
 
     lines: list[str]
     is_well: bool = True
@@ -62,13 +64,25 @@ def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
     return [call("VolumeDriver.Snapshot", Name=arguments.volume)["Snapshot"]]
 
 
-def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
+def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str] | Outcome:
     if arguments.long or arguments.json:
         from buttervolume.cli import seeing
 
-        return seeing.snapshots(call, arguments)
+        return Outcome(seeing.snapshots(call, arguments))
     names: list[str] = call("VolumeDriver.Snapshot.List", Name=arguments.volume)["Snapshots"]
+    if not names and arguments.volume is not None and not _exists(call, arguments.volume):
+        say(f"{arguments.volume}: there is neither such a volume nor a snapshot of it")
     return names
+
+
+def _exists(call: Call, volume: str) -> bool:
+    from buttervolume.cli.client import Refused
+
+    try:
+        call("VolumeDriver.Path", Name=volume)
+    except Refused as refusal:
+        return refusal.code not in ("NoSuchVolume", None)
+    return True
 
 
 def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -87,7 +101,18 @@ def _clone(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
-    call("VolumeDriver.Snapshot.Remove", Name=arguments.snapshot)
+    from buttervolume.cli.client import Refused
+
+    refusals = []
+    for name in arguments.snapshot:
+        try:
+            call("VolumeDriver.Snapshot.Remove", Name=name)
+        except Refused as refusal:
+            refusals.append(refusal)
+    for each in refusals[:-1]:
+        say(str(each))
+    if refusals:
+        raise refusals[-1]
     return []
 
 
@@ -132,7 +157,7 @@ def _schedule(call: Call, arguments: argparse.Namespace) -> list[str]:
         Action=arguments.action,
         Timer=arguments.timer,
     )
-    return str(answer["Result"]).splitlines() if "Result" in answer else []
+    return str(answer["Result"]).split("\n") if "Result" in answer else []
 
 
 def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -144,13 +169,10 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
         from buttervolume.cli.printing import as_json
 
         return as_json(answer)
-    if answer["Paused"]:
-        print("buttervolume: all jobs are paused", file=sys.stderr)
+    if answer.get("Paused"):
+        say("all jobs are paused")
     for row in answer.get("Unreadable", []):
-        print(
-            f"buttervolume: warning: nobody can read this row: {row['Line']} ({row['Error']})",
-            file=sys.stderr,
-        )
+        say(f"warning: nobody can read this row: {row['Line']} ({row['Error']})")
     return [
         f"{job['Action']} {job['Timer']} {job['Name']}"
         + (" (paused)" if job["Active"] == "False" else "")
@@ -193,15 +215,15 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
     """Do what a command is for."""
     config = configuration.load(os.environ)
     if arguments.command in _LOCAL:
-        return Outcome(_LOCAL[arguments.command](config, arguments))
+        return Outcome(escaped(_LOCAL[arguments.command](config, arguments)))
     outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
-    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+    return outcome if isinstance(outcome, Outcome) else Outcome(escaped(outcome))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error becomes a line on stderr here."""
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     if arguments.command is None:
         parser.print_help()
         return Exit.DONE
@@ -213,15 +235,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line)
         print(end="", flush=True)  # now, to learn whether anybody reads it
     except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
+        parser.commands[arguments.command].error(str(error))
     except NoDaemon as error:
-        print(f"buttervolume: {error}", file=sys.stderr)
+        say(str(error))
         return Exit.NO_DAEMON
     except ButtervolumeError as error:
-        print(f"buttervolume: {error}", file=sys.stderr)
+        from buttervolume.cli.meant import meant
+
+        hint = meant(arguments)
+        say(f"{error}; {hint}" if hint else str(error))
         return Exit.FAILED
     except KeyboardInterrupt:
-        print("buttervolume: interrupted", file=sys.stderr)
+        say("interrupted")
         return Exit.FAILED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -238,7 +263,7 @@ def _caller(config: "Config") -> Call:
     def call(endpoint: str, **body: object) -> dict[str, Any]:
         answer = client.call(endpoint, body)
         if "Warning" in answer:
-            print(f"buttervolume: warning: {answer['Warning']}", file=sys.stderr)
+            say(f"warning: {answer['Warning']}")
         return answer
 
     return call

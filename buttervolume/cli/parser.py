@@ -5,28 +5,33 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from buttervolume.cli.usage import Parser
+
 DEFAULT_IMAGE = Path("/var/lib/buttervolume.img")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Every command with its arguments; the name of the one that is given is in `command`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="buttervolume",
         description="Docker volumes on BTRFS: snapshots, clones, restores, retention, replication.",
         epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers.",
+        example="snapshot db",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
 
     def add(name: str, summary: str, *examples: str, details: str = "") -> argparse.ArgumentParser:
         lines = "\n".join(f"  buttervolume {example}" for example in examples)
-        return commands.add_parser(
+        parser.commands[name] = commands.add_parser(
             name,
+            example=examples[-1],
             help=summary,
             description=textwrap.fill(f"{summary}. {details}", 79),
             epilog=f"examples:\n{lines}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        return parser.commands[name]
 
     command = add(
         "init",
@@ -86,8 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("volume")
     command.add_argument("new_volume")
 
-    command = add("rm", "Remove a snapshot", "rm db@2026-11-23T21:00:00.123456")
-    command.add_argument("snapshot")
+    command = add("rm", "Remove snapshots", "rm db@2026-11-23T21:00:00.123456")
+    command.add_argument("snapshot", nargs="+")
 
     command = add(
         "send",
@@ -115,7 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
         details="4h:1d:2w:2y keeps all of the last 4 hours, then one per 4 hours for a day, one "
         "per day for two weeks, one per two weeks for two years, and nothing older.",
     )
-    command.add_argument("--dryrun", action="store_true", help="only print what would be deleted")
+    command.add_argument(
+        "--dryrun", "--dry-run", action="store_true", help="only print what would be deleted"
+    )
     command.add_argument(
         "-v",
         "--verbose",

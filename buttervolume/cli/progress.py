@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from buttervolume.cli.terminal import say
 from buttervolume.errors import ButtervolumeError
+from buttervolume.words import printable
 
 _INTERVAL = 0.5
 """Seconds between two looks at a transfer."""
@@ -37,7 +39,7 @@ def watch(call: Call, operation: str, volume: str, hosts: Collection[str]) -> It
     try:
         yield
     except KeyboardInterrupt:
-        print("buttervolume: ending the transfer…", file=sys.stderr)
+        say("ending the transfer…")
         _cancel(call, mine)
         raise
     finally:
@@ -60,8 +62,10 @@ def _show(mine: Callable[[], list[dict[str, Any]]], done: threading.Event) -> No
         for transfer in transfers:
             number = transfer["Id"]
             if number not in bars:
-                bars[number] = tqdm(desc=transfer["Host"], unit="B", unit_scale=True, ncols=columns)
-            bars[number].set_postfix_str(transfer["Phase"], refresh=False)
+                bars[number] = tqdm(
+                    desc=printable(transfer["Host"]), unit="B", unit_scale=True, ncols=columns
+                )
+            bars[number].set_postfix_str(printable(transfer["Phase"]), refresh=False)
             bars[number].update(transfer["Bytes"] - bars[number].n)
     for bar in bars.values():
         bar.close()
@@ -78,4 +82,4 @@ def _cancel(call: Call, mine: Callable[[], list[dict[str, Any]]]) -> None:
                 continue  # it has ended meanwhile
         time.sleep(_INTERVAL)
     if not transfers:
-        print("buttervolume: the transfer was ended", file=sys.stderr)
+        say("the transfer was ended")

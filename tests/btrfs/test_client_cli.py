@@ -1,8 +1,13 @@
 """The command line against a real daemon: what it prints, where, and how it ends."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -46,8 +51,90 @@ def test_snapshot_prints_the_name_and_snapshots_lists_it(plugin: Daemon, volume:
     assert set(first + second) <= set(everything)
 
 
-def test_snapshots_of_an_unknown_volume_prints_nothing(plugin: Daemon) -> None:
-    assert printed(plugin.cli("snapshots", "unknown")) == []
+def test_snapshots_of_an_unknown_volume_prints_nothing_and_says_so(plugin: Daemon) -> None:
+    done = plugin.cli("snapshots", "unknown")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("buttervolume: unknown: there is neither such a volume")
+
+
+def test_snapshots_of_a_volume_without_any_has_nothing_to_say(plugin: Daemon, volume: str) -> None:
+    assert printed(plugin.cli("snapshots", volume)) == []
+
+
+def test_snapshots_of_a_volume_that_is_gone_are_listed(plugin: Daemon, volume: str) -> None:
+    [snapshot] = printed(plugin.cli("snapshot", volume))
+    plugin.call("Remove", Name=volume)
+
+    assert printed(plugin.cli("snapshots", volume)) == [snapshot]
+    assert printed(plugin.cli("rm", snapshot)) == []
+    assert "neither" in plugin.cli("snapshots", volume).stderr
+
+
+def test_rm_takes_several_and_removes_those_that_it_can(plugin: Daemon, volume: str) -> None:
+    names = [printed(plugin.cli("snapshot", volume))[0] for _ in range(4)]
+
+    assert printed(plugin.cli("rm", *names[:2])) == []
+    done = plugin.cli("rm", names[0], names[2], "unknown@1", names[3])
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.split("\n") == [
+        f"buttervolume: {names[0]}: no such snapshot",
+        "buttervolume: unknown@1: no such snapshot",
+        "",
+    ]
+    assert printed(plugin.cli("snapshots", volume)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["clone", "{s}", "copy"], "buttervolume restore {s} copy"),
+        (["rm", "{v}"], "docker volume rm {v}"),
+        (["send", "nohost", "{v}"], "buttervolume send nohost {v}@latest"),
+        (["send", "{s}", "nohost"], "buttervolume send nohost {s}"),
+        (["purge", "{v}", "1h:1d"], "buttervolume purge 1h:1d {v}"),
+        (["schedule", "snapshot", "{v}", "60"], "buttervolume schedule snapshot 60 {v}"),
+        (["restore", "{v}", "{s}"], "buttervolume restore {s} {v}"),
+    ],
+)
+def test_what_was_meant_is_named_in_the_same_line(
+    plugin: Daemon, volume: str, arguments: list[str], hint: str
+) -> None:
+    [snapshot] = printed(plugin.cli("snapshot", volume))
+    before = plugin.place.tree()
+
+    line = complaint(plugin.cli(*(word.format(v=volume, s=snapshot) for word in arguments)))
+
+    assert hint.format(v=volume, s=snapshot) in line
+    assert plugin.place.tree() == before
+
+
+@pytest.mark.parametrize("odd", ["\u202egnp.exe", "a\u2028b", "\u2066x\u2069", "\u200b", "\ue000"])
+def test_no_name_reaches_the_terminal_as_it_is(plugin: Daemon, odd: str) -> None:
+    name = f"cli{next(NUMBERS)}{odd}"
+    subvolume(plugin.place.volumes / name)
+    (plugin.place.volumes / name / "nested").mkdir()
+    subvolume(plugin.place.volumes / name / odd)
+    ran = [plugin.cli("snapshot", name)]
+    snapshot = plugin.snapshot_names(name)[0]
+    ran += [
+        plugin.cli("snapshots", name),
+        plugin.cli("snapshots", "--json", name),
+        plugin.cli("clone", name, f"copy{odd}"),
+        plugin.cli("restore", snapshot),
+        plugin.cli("rm", f"{odd}@1"),
+        plugin.cli("schedule", "snapshot", "60", f"new{odd}"),
+        plugin.cli("scheduled"),
+        plugin.cli("schedule", "snapshot", "delete", f"new{odd}"),
+        plugin.cli("status"),
+        plugin.cli("rm", snapshot),
+    ]
+
+    assert ran[-1].returncode == 0, "the name arrives as it is"
+    for done in ran:
+        for line in (done.stdout + done.stderr).split("\n"):
+            assert line.isprintable(), line
 
 
 def test_restore_prints_the_backup_if_there_is_one(plugin: Daemon, volume: str) -> None:
@@ -225,23 +312,147 @@ def test_a_closed_connection_is_exit_status_3_and_says_what_may_be_wrong(
     assert "mounted" in line
 
 
-def test_a_socket_of_something_else_is_told_so(place: Place, runtime: Path) -> None:
+@contextmanager
+def other_daemon(address: Path, content: bytes, status: str = "200 OK") -> Iterator[None]:
+    """Something that answers every call with the same."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(head.encode() + content)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        threading.Thread(target=serve, daemon=True).start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello",
+        b"",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{}",
+        b"<html>Error: 500</html>",
+        b"\xff",
+        b"[" * 99999,
+    ],
+)
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "500 Internal Server Error"])
+def test_a_socket_of_something_else_is_told_so(
+    place: Place, runtime: Path, content: bytes, status: str
+) -> None:
     address = runtime / "other.sock"
-    server = f"""
-import socket, sys
-with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind({str(address)!r})
-    listener.listen()
-    print("ready", flush=True)
-    connection, _ = listener.accept()
-    connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
-    connection.close()
-"""
-    with subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    with other_daemon(address, content, status):
         environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
         line = complaint(cli(["snapshots"], environ))
 
     assert "does not speak" in line
+
+
+COMMANDS = [
+    ["snapshot", "db"],
+    ["snapshots", "db"],
+    ["snapshots", "--long", "db"],
+    ["clone", "db", "copy"],
+    ["purge", "1h:1d", "db"],
+    ["purge", "--dryrun", "--verbose", "1h:1d", "db"],
+    ["scheduled"],
+    ["status"],
+    ["transfers"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("answer", ['{"Err": ""}', '{"Err": "", "Warning": "x\\ny"}'])
+def test_a_daemon_that_tells_less_is_of_another_version(
+    place: Place, runtime: Path, arguments: list[str], answer: str
+) -> None:
+    address = runtime / "other.sock"
+    with other_daemon(address, answer.encode()):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        done = cli(arguments, environ)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another version" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("content", [b'{"Err": "x: Not Found"}', b"<html>Error: 404</html>"])
+def test_a_daemon_that_does_not_know_the_call_is_of_another_version(
+    place: Place, runtime: Path, arguments: list[str], content: bytes
+) -> None:
+    address = runtime / "other.sock"
+    with other_daemon(address, content, "404 Not Found"):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        line = complaint(cli(arguments, environ))
+
+    assert "does not know VolumeDriver." in line
+    assert "another version" in line
+
+
+def test_the_list_of_jobs_of_the_original_can_be_shown(place: Place, runtime: Path) -> None:
+    """It tells nothing of a pause."""
+    address = runtime / "other.sock"
+    job = b'{"Name": "db", "Action": "snapshot", "Timer": "60", "Active": "True"}'
+    with other_daemon(address, b'{"Err": "", "Schedule": [%s]}' % job):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        assert printed(cli(["scheduled"], environ)) == ["snapshot 60 db"]
+
+
+def test_what_a_daemon_says_is_fit_for_the_terminal(place: Place, runtime: Path) -> None:
+    """An older one escapes nothing."""
+    address = runtime / "other.sock"
+    said = {"Err": "a\nbuttervolume: done \x1b[2J\u202e" + "x" * 1_000_000, "Warning": "b\n\x1b[2J"}
+    with other_daemon(address, json.dumps(said).encode()):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        line = complaint(cli(["snapshot", "db"], environ))
+
+    assert line.rstrip("\n").isprintable()
+    assert len(line.encode()) <= 2049
+
+
+PLUGINS = ["anybox/buttervolume:latest", "ccomb/buttervolume:latest", "me/mine:1"]
+
+
+@pytest.mark.parametrize("known", [*PLUGINS, "none"])
+@pytest.mark.parametrize("configured", ["", "me/mine:1", "anybox/buttervolume:latest"])
+def test_the_plugin_is_found_under_its_older_name_unless_one_is_configured(
+    daemon: Daemon, runtime: Path, known: str, configured: str
+) -> None:
+    docker = runtime / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text(
+        f"""#!/bin/sh
+for last; do :; done
+[ "$last" = {known} ] && echo 0a1b && exit
+echo "Error: No such plugin: $last" >&2
+exit 1
+"""
+    )
+    docker.chmod(0o755)
+    (runtime / "plugins/0a1b").mkdir(parents=True)
+    (runtime / "plugins/0a1b/btrfs.sock").symlink_to(daemon.path)
+    done = daemon.cli(
+        "snapshots",
+        BUTTERVOLUME_RUNPATH=str(runtime),
+        BUTTERVOLUME_DRIVERNAME=configured,
+        PATH=f"{docker.parent}:{os.environ['PATH']}",
+    )
+
+    if known == configured or (not configured and known in PLUGINS[:2]):
+        assert printed(done) == []
+    else:
+        line = complaint(done, 3)
+        for name in [configured] if configured else PLUGINS[:2]:
+            assert name in line

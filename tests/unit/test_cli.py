@@ -1,7 +1,9 @@
 """The command line without a daemon: what it takes, what it prints, what it loads for that."""
 
+import argparse
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from buttervolume.cli.main import Exit, main
+from buttervolume.cli.meant import meant
 from buttervolume.cli.parser import build_parser
 
 COMMANDS = ["init", "run", "snapshot", "snapshots", "restore", "clone", "rm"]
@@ -26,7 +29,6 @@ USAGE_ERRORS = [
     ["clone", "a"],
     ["clone"],
     ["rm"],
-    ["rm", "a", "b"],
     ["run", "a"],
     ["init", "a"],
     ["init", "--size", "1G"],
@@ -114,7 +116,8 @@ def test_arguments_arrive_where_they_belong() -> None:
     assert parse(["restore", "db@1", "--force"]).force
     restore = parse(["restore", "db"])
     assert (restore.target, restore.force) == (None, False)
-    assert parse(["rm", "--", "-odd@1"]).snapshot == "-odd@1"
+    assert parse(["rm", "--", "-odd@1", "b@2"]).snapshot == ["-odd@1", "b@2"]
+    assert parse(["purge", "--dry-run", "1h:1d", "db"]).dryrun
     assert parse(["init"]).file is None
     assert parse(["init", "--file"]).file == Path("/var/lib/buttervolume.img")
     assert parse(["init", "--file", "/a", "--size", "1G"]).size == "1G"
@@ -242,3 +245,118 @@ def test_who_may_not_look_where_the_socket_is_is_told_so(where: str) -> None:
     assert done.returncode == 3
     assert "ermission denied" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# A wrong call says how it would be right
+
+
+def usage_error(*arguments: str) -> str:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (["snapshto", "db"], "'snapshot'"),
+        (["snap", "db"], "'snapshot'"),
+        (["restor", "db"], "'restore'"),
+        (["schedul"], "'schedule'"),
+        (["scheduled", "puase"], "'pause'"),
+        (["restore", "--forse", "db"], "'--force'"),
+        (["purge", "--dry_run", "1h:1d", "db"], "'--dryrun'"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_nearest(wrong: list[str], right: str) -> None:
+    assert f"did you mean {right}?" in usage_error(*wrong)
+
+
+def test_a_word_like_no_other_is_answered_with_all_of_them() -> None:
+    error = usage_error("xyzzy")
+
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", error.partition("choose from")[2])
+
+
+@pytest.mark.parametrize(
+    "command", ["snapshot", "clone", "rm", "send", "sync", "purge", "schedule"]
+)
+@pytest.mark.parametrize("rest", [[], ["--nonsense"]])
+def test_a_usage_error_shows_that_commands_usage_and_an_example(
+    command: str, rest: list[str]
+) -> None:
+    usage, *others = usage_error(command, *rest).split("\n")
+
+    assert usage.startswith(f"usage: buttervolume {command}")
+    [example] = [line for line in others if line.startswith("example: buttervolume ")]
+    words = shlex.split(example.removeprefix("example: buttervolume "))
+    assert words[0] == command
+    build_parser().parse_args(words)
+    assert others[-2].startswith(f"buttervolume {command}: error: ")
+
+
+@pytest.mark.parametrize("odd", ["a\nb", "\x1b[2J", "\u202e", "\u2028", "\udcff", "x" * 100_000])
+@pytest.mark.parametrize(
+    "place", [["{}"], ["snapshot", "a", "{}"], ["restore", "--{}"], ["scheduled", "{}"]]
+)
+def test_no_argument_reaches_the_terminal_as_it_is(odd: str, place: list[str]) -> None:
+    error = usage_error(*(word.format(odd) for word in place))
+
+    assert all(line.isprintable() for line in error.split("\n"))
+    assert len(error.encode()) < 3000
+    assert len(error.rstrip("\n").split("\n")) <= 5
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    return build_parser().parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (["clone", "db@2026", "copy"], "buttervolume restore db@2026 copy"),
+        (["snapshot", "db@2026"], "buttervolume snapshot db"),
+        (["snapshots", "db@2026"], "buttervolume snapshots db"),
+        (["rm", "db"], "docker volume rm db"),
+        (["rm", "db@1", "my db"], "docker volume rm 'my db'"),
+        (["restore", "copy", "db@2026"], "buttervolume restore db@2026 copy"),
+        (["send", "db@2026", "backup"], "buttervolume send backup db@2026"),
+        (["send", "backup", "db"], "buttervolume send backup db@latest"),
+        (["send", "backup", "db"], "buttervolume snapshot db"),
+        (["purge", "db", "4h:1d"], "buttervolume purge 4h:1d db"),
+        (["purge", "db", "2h"], "buttervolume purge 2h db"),
+        (["schedule", "snapshot", "db", "60"], "buttervolume schedule snapshot 60 db"),
+        (["schedule", "db", "snapshot", "60"], "buttervolume schedule snapshot 60 db"),
+        (["schedule", "60", "snapshot", "db"], "buttervolume schedule snapshot 60 db"),
+        (["schedule", "db", "60", "purge:1h:1d"], "buttervolume schedule purge:1h:1d 60 db"),
+        (["schedule", "replicate:b", "db", "pause"], "buttervolume schedule replicate:b pause db"),
+        (["sync", "web1", "uploads"], "buttervolume sync <volume> <host>"),
+    ],
+)
+def test_a_refusal_names_the_command_that_was_meant(given: list[str], hint: str) -> None:
+    assert hint in meant(arguments(*given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["clone", "db", "copy"],
+        ["snapshot", "db"],
+        ["snapshots"],
+        ["rm", "db@2026"],
+        ["rm", ""],
+        ["restore", "db@2026", "copy"],
+        ["restore", "db"],
+        ["send", "backup", "db@2026"],
+        ["purge", "4h:1d", "db"],
+        ["purge", "4h:1d", "2h"],
+        ["schedule", "snapshot", "60", "db"],
+        ["schedule", "snapshot", "60", "70"],
+        ["schedule", "nonsense", "60", "db"],
+        ["scheduled"],
+        ["run"],
+    ],
+)
+def test_where_the_form_is_right_no_other_command_is_named(given: list[str]) -> None:
+    assert meant(arguments(*given)) == ""
