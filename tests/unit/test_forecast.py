@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.names import Snapshot, SnapshotName
@@ -84,7 +84,6 @@ def purged_every(
     return gone
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     ages=st.sets(st.integers(0, 3 * 144), max_size=12),
     pattern=st.sampled_from(["1h:1d", "2h:4h:2d", "1h:6h:1d:3d", "30m:5h:2d", "6h:6h"]),

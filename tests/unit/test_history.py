@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.errors import OperationFailed
@@ -132,7 +132,6 @@ memories_of_all_kinds = st.builds(
     runs=st.lists(runs_of_all_kinds, max_size=5),
     memories=st.dictionaries(texts, memories_of_all_kinds, max_size=3),
 )
-@settings(deadline=None, max_examples=50)
 def test_whatever_is_recorded_and_remembered_comes_back(
     tmp_path_factory: pytest.TempPathFactory, runs: list[Run], memories: dict[str, Memory]
 ) -> None:

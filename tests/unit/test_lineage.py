@@ -11,7 +11,7 @@ from itertools import count
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.hosts import lineage
@@ -250,7 +250,6 @@ BAD = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     deeds=st.lists(st.tuples(st.sampled_from(BAD), st.booleans()), min_size=5, max_size=60),
@@ -272,7 +271,6 @@ def test_the_histories_above_hold_many_sends_of_changes() -> None:
     assert incremental > 100
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     deeds=st.lists(st.tuples(st.sampled_from(GOOD), st.booleans()), min_size=5, max_size=60),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.errors import BadPattern
@@ -86,7 +86,6 @@ def test_anything_else_is_refused_with_what_is_allowed(text: str) -> None:
 
 
 @given(text=st.text("0123456789mhdwy:", max_size=12) | st.text(max_size=8))
-@settings(deadline=None)
 def test_any_text_is_a_pattern_of_two_or_more_ages_or_is_refused(text: str) -> None:
     try:
         pattern = parse_pattern(text)
@@ -369,7 +368,6 @@ def frame_of(moment: datetime, now: datetime, ages: list[timedelta]) -> tuple[in
 
 
 @given(moments=MOMENTS, texts=PATTERNS)
-@settings(deadline=None)
 def test_nothing_that_is_younger_than_the_shortest_age_ever_goes(
     moments: list[datetime], texts: list[str]
 ) -> None:
@@ -381,7 +379,6 @@ def test_nothing_that_is_younger_than_the_shortest_age_ever_goes(
 
 
 @given(moments=MOMENTS, texts=PATTERNS)
-@settings(deadline=None)
 def test_each_timeframe_keeps_the_oldest_and_no_other(
     moments: list[datetime], texts: list[str]
 ) -> None:
@@ -400,7 +397,6 @@ def test_each_timeframe_keeps_the_oldest_and_no_other(
 
 
 @given(moments=MOMENTS, texts=PATTERNS)
-@settings(deadline=None)
 def test_purging_twice_changes_nothing(moments: list[datetime], texts: list[str]) -> None:
     pattern = parse_pattern(":".join(texts))
 
@@ -410,7 +406,6 @@ def test_purging_twice_changes_nothing(moments: list[datetime], texts: list[str]
 
 
 @given(moments=MOMENTS, texts=PATTERNS, data=st.data())
-@settings(deadline=None)
 def test_the_order_of_a_pattern_and_of_the_snapshots_does_not_matter(
     moments: list[datetime], texts: list[str], data: st.DataObject
 ) -> None:
@@ -423,7 +418,6 @@ def test_the_order_of_a_pattern_and_of_the_snapshots_does_not_matter(
 
 
 @given(moments=MOMENTS, texts=PATTERNS, data=st.data())
-@settings(deadline=None)
 def test_what_is_protected_stays_and_takes_nothing_with_it(
     moments: list[datetime], texts: list[str], data: st.DataObject
 ) -> None:
@@ -588,7 +582,6 @@ def test_a_year_without_any_purge_ends_like_a_year_of_purges() -> None:
     first=st.integers(1, 600),
     factors=st.lists(st.integers(1, 12), min_size=1, max_size=4),
 )
-@settings(deadline=None)
 def test_whatever_the_times_of_earlier_purges_each_whole_timeframe_has_its_first(
     ages: list[int], times: list[int], first: int, factors: list[int]
 ) -> None:

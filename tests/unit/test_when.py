@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.errors import BadJob
@@ -65,7 +65,6 @@ def test_anything_else_is_refused_with_what_is_allowed(text: str) -> None:
 
 
 @given(text=st.text("0123456789*/,-#?lLhHrRmon ", max_size=20) | st.text(max_size=10))
-@settings(deadline=None, max_examples=300)
 def test_any_text_is_a_time_or_is_refused(text: str) -> None:
     try:
         when = parse_when(text)
@@ -121,7 +120,6 @@ FIELDS = st.tuples(
     month=st.sampled_from([3, 4, 10, 11]),
     minutes=st.integers(0, 40 * 24 * 60),
 )
-@settings(deadline=None, max_examples=200)
 def test_the_next_moment_is_the_one_that_a_look_at_each_minute_finds(
     fields: tuple[str, str], zone: str, month: int, minutes: int
 ) -> None:
