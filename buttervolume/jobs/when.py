@@ -137,6 +137,9 @@ def _parse_cron(fields: list[str]) -> Cron:
     try:
         if not all(map(_FIELD.fullmatch, fields)):
             raise ValueError("a field has the form 5, 1-5, */5, 1,15 or mon-fri")
+        # newer versions of croniter take such a range, and make of it what nobody means
+        if any(int(first) > int(last) for first, last in re.findall(r"(\d+)-(\d+)", text)):
+            raise ValueError("a range goes from the lower to the higher number")
         croniter(text, _SOME_DAY).get_next()
     except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
         raise BadJob(f"{text!r} is no cron expression that ever comes: {error}") from error
