@@ -47,6 +47,10 @@ needs attr command -v setfattr
 needs strace command -v strace
 needs debootstrap command -v debootstrap
 needs shellcheck command -v shellcheck
+needs chromium command -v chromium
+needs chromium-driver command -v chromedriver
+needs prometheus bash -c 'command -v prometheus && command -v promtool'
+needs npm command -v npm
 [[ ${#missing[@]} -eq 0 ]] || install_quietly "${missing[@]}"
 
 # The tests make images of a static busybox. Its package excludes the dynamic one, which many
@@ -61,6 +65,13 @@ if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" &>/dev/null; t
         rm .cache/busybox-static_*.deb
     fi
     PATH=$busybox/bin:$busybox/usr/bin:$PATH # the first in Debian 12, the second in 13
+fi
+
+# The tests of the page let axe-core look for what keeps people out (Deque, MPL-2.0).
+axe=axe-core-4.10.3
+if [[ ! -e .cache/$axe.tgz ]]; then
+    mkdir -p .cache
+    npm pack --silent --pack-destination .cache "${axe/core-/core@}" >/dev/null
 fi
 
 make_venv .cache/test-venv "setup.py pyproject.toml" --editable '.[test]'

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 from buttervolume.errors import ConfigError
@@ -22,6 +23,26 @@ LONGEST_PATH, LONGEST_NAME = 4000, 255
 """Bytes of a path, with room for names in it, and of each part (Linux's limits.h)."""
 LONGEST_SOCKET_PATH = 107
 """Bytes, from the size of sun_path in unix(7), less the final NUL."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to serve: an IP address with a port, or a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.path is not None or ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/"
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,9 @@ class Config:
     loglevel: int
     min_free: float
     """The share of free space below which it is a problem."""
+    web: Address | None
+    """Where the page is served; None if it is not."""
+    web_token: str
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
@@ -110,6 +134,30 @@ def _date_format(value: str) -> str:
     return value
 
 
+def _address(value: str) -> Address | None:
+    if not value:
+        return None
+    if value.startswith("unix:"):
+        return Address(path=_socket(value.removeprefix("unix:")))
+    host, _, port = value.rpartition(":")
+    try:
+        number = _whole_number(1, 65535)(port)
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+        if (":" in address) != (host.startswith("[") and host.endswith("]")):
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(
+            "an IP address and a port, such as 127.0.0.1:9178 or [::1]:9178, or unix:/path"
+        ) from error
+    return Address(address, number)
+
+
+def _token(value: str) -> str:
+    if value != value.strip() or not value.isascii() or not value.isprintable():
+        raise ValueError("printable ASCII without blanks at its ends")
+    return value
+
+
 def _share(value: str) -> float:
     number = value.removesuffix("%")
     if value.endswith("%") and number.isascii() and number.isdigit() and int(number) < 100:
@@ -139,8 +187,14 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "DTFORMAT": ("%Y-%m-%dT%H:%M:%S.%f", _date_format),
     "LOGLEVEL": ("INFO", _log_level),
     "MIN_FREE": ("10%", _share),
+    "WEB": ("", _address),
+    "WEB_TOKEN": ("", _token),
     SSH_PORT: ("1122", _whole_number(1, 65535)),
 }
+
+
+_SECRETS = ("WEB_TOKEN",)
+"""Keys whose values no message shows."""
 
 
 def _variable(key: str) -> str:
@@ -197,7 +251,8 @@ def load(environ: Mapping[str, str], path: Path = CONFIG_FILE) -> Config:
         try:
             values[key.lower()] = convert(text)
         except ValueError as error:
-            raise ConfigError(f"{key} = {text!r} ({source}): it must be {error}") from error
+            shown = "…" if key in _SECRETS else repr(text)
+            raise ConfigError(f"{key} = {shown} ({source}): it must be {error}") from error
     is_named = environ.get(_variable("DRIVERNAME")) or in_file.get("DRIVERNAME")
     config = Config(
         warnings=tuple(warnings),
@@ -215,4 +270,9 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"VOLUMES_PATH = {str(volumes)!r} and SNAPSHOTS_PATH = {str(snapshots)!r}: "
             "they must be two directories, neither inside the other"
+        )
+    if config.web is not None and not config.web.is_private and not config.web_token:
+        raise ConfigError(
+            f"WEB = {config.web}: others can reach this address, so WEB_TOKEN must be set, "
+            "which is asked of them; or use 127.0.0.1, [::1] or unix:/path"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app, find_lanes
 from buttervolume.api.server import Server, allow_connections, listen
-from buttervolume.config import Config
+from buttervolume.config import Address, Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
@@ -90,12 +90,15 @@ def _serve(config: Config) -> None:
         endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS)
         server = Server(create_app(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
+        page = None if config.web is None else _listen_for_page(config.web, stack)
         server.start(listener)
         scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
         tidying = threading.Thread(
             target=_tidy, args=(volumes, leftovers), name="tidy", daemon=True
         )
         tidying.start()
+        if page is not None:
+            _serve_page(config, services, page)
         log.info("ready on %s", config.socket)
         notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
@@ -106,6 +109,33 @@ def _serve(config: Config) -> None:
         scheduler.stop(deadline)
         server.stop(deadline)
         history.stop(deadline)
+
+
+def _listen_for_page(web: Address, stack: ExitStack) -> socket.socket | None:
+    """Listen where the page is to be; if that cannot be, the volumes are there without it."""
+    from buttervolume.web.server import listen as listen_at
+
+    try:
+        if web.path is None:
+            return stack.enter_context(listen_at(web.host, web.port))
+        stack.enter_context(lock(Path(f"{web.path}.lock")))
+        return stack.enter_context(listen(web.path))
+    except (AlreadyRunning, OperationFailed) as error:
+        logging.getLogger(__name__).error("there is no page: %s", error)
+        return None
+
+
+def _serve_page(config: Config, services: Services, listener: socket.socket) -> None:
+    """Serve the page and the metrics."""
+    # prometheus_client takes a tenth of a second to load
+    from buttervolume.web.app import View
+    from buttervolume.web.app import create_app as create_pages
+    from buttervolume.web.server import serve
+
+    view = View(socket.gethostname(), services.observer.report, services.observer.outlook)
+    on_socket = config.web is not None and config.web.path is not None
+    serve(create_pages(view, config.web_token, any_host=on_socket), listener)
+    logging.getLogger(__name__).info("the page is at %s", config.web)
 
 
 def settle_process() -> None:

@@ -1,4 +1,4 @@
-"""What people read: tables, ages, sizes, colours. Exact numbers are in the JSON.
+"""What people read: tables and colours. Exact numbers are in the JSON.
 
 The libraries are loaded when something is printed.
 """
@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -127,37 +126,3 @@ def as_json(answer: dict[str, Any]) -> list[str]:
     """An answer of the daemon as it is, but for the `Err` that it does not have."""
     shown = {key: value for key, value in answer.items() if key != "Err"}
     return json.dumps(shown, indent=2, ensure_ascii=True).split("\n")
-
-
-def size(count: float | None) -> str:
-    """Bytes, such as `1.2 GiB`."""
-    if count is None:
-        return "-"
-    from humanize import naturalsize
-
-    return naturalsize(count, binary=True)
-
-
-def duration(length: timedelta) -> str:
-    """A length of time, such as `3 hours`."""
-    from humanize import naturaldelta
-
-    return naturaldelta(length)
-
-
-def age(moment: str | None, now: datetime) -> str:
-    """How long ago a moment of an answer was, such as `3 hours ago`."""
-    if moment is None:
-        return "never"
-    passed = now - datetime.fromisoformat(moment)
-    if passed < timedelta():
-        return until(moment, now)
-    return f"{duration(passed)} ago"
-
-
-def until(moment: str | None, now: datetime) -> str:
-    """When a moment to come is, such as `in 5 minutes`."""
-    if moment is None:
-        return "-"
-    left = datetime.fromisoformat(moment) - now
-    return "now" if left <= timedelta() else f"in {duration(left)}"

@@ -5,15 +5,13 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
+from buttervolume import human
 from buttervolume.cli.printing import (
     Cell,
     Colour,
-    age,
     as_json,
     line,
-    size,
     table,
-    until,
 )
 
 Call = Callable[..., dict[str, Any]]
@@ -72,7 +70,7 @@ def _filesystem(space: dict[str, Any] | None) -> Iterable[str]:
         metadata = space["MetadataUsed"] / (space["MetadataSize"] or 1)
         share = space["Free"] / (space["Size"] or 1)
         yield (
-            f"{size(space['Free'])} of {size(space['Size'])} free ({share:.0%}), "
+            f"{human.size(space['Free'])} of {human.size(space['Size'])} free ({share:.0%}), "
             f"{metadata:.0%} of the metadata used"
         )
 
@@ -118,12 +116,22 @@ def _transfers(transfers: Iterable[dict[str, Any]]) -> list[str]:
             transfer["Snapshot"] or transfer["Volume"],
             transfer["Host"],
             transfer["Phase"],
-            size(transfer["Bytes"]),
-            f"{size(transfer['BytesPerSecond'])}/s",
+            human.size(transfer["Bytes"]),
+            f"{human.size(transfer['BytesPerSecond'])}/s",
         ]
         for transfer in transfers
     ]
     return table(["OPERATION", "WHAT", "HOST", "PHASE", "MOVED", "SPEED"], rows)
+
+
+def age(moment: str | None, now: datetime) -> str:
+    """How long ago a moment of an answer was."""
+    return human.age(None if moment is None else datetime.fromisoformat(moment), now)
+
+
+def until(moment: str, now: datetime) -> str:
+    """When a moment of an answer is to come."""
+    return human.until(datetime.fromisoformat(moment), now)
 
 
 def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:

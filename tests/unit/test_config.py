@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buttervolume import config
-from buttervolume.config import Config
+from buttervolume.config import Address, Config
 from buttervolume.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.ini.example"
@@ -48,6 +48,8 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         dtformat="%Y-%m-%dT%H:%M:%S.%f",
         loglevel=logging.INFO,
         min_free=0.1,
+        web=None,
+        web_token="",
         ssh_port=1122,
     )
 
@@ -86,6 +88,8 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "DTFORMAT": "%Y%m%d-%H%M%S",
         "LOGLEVEL": "debug",
         "MIN_FREE": "5%",
+        "WEB": "127.0.0.1:9178",
+        "WEB_TOKEN": "secret",
     }
     expected = Config(
         drivername="me/buttervolume:1",
@@ -100,6 +104,8 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         dtformat="%Y%m%d-%H%M%S",
         loglevel=logging.DEBUG,
         min_free=0.05,
+        web=Address("127.0.0.1", 9178),
+        web_token="secret",
         ssh_port=1122,
     )
 
@@ -163,6 +169,13 @@ BAD = [
     ("MIN_FREE", "10", "from 0% to 99%"),
     ("MIN_FREE", "-1%", "from 0% to 99%"),
     ("MIN_FREE", "1.5%", "from 0% to 99%"),
+    ("WEB", "9178", "127.0.0.1:9178"),
+    ("WEB", "127.0.0.1", "127.0.0.1:9178"),
+    ("WEB", "127.0.0.1:0", "127.0.0.1:9178"),
+    ("WEB", "::1:9178", "127.0.0.1:9178"),
+    ("WEB", "[127.0.0.1]:9178", "127.0.0.1:9178"),
+    ("WEB", "example.org:80", "127.0.0.1:9178"),
+    ("WEB", "unix:socket", "absolute path"),
     ("VOLUMES_PATH", "volumes", "absolute path"),
     ("VOLUMES_PATH", "~/volumes", "absolute path"),
     ("SNAPSHOTS_PATH", "./s", "absolute path"),
@@ -338,7 +351,7 @@ def test_the_example_is_a_configuration_and_holds_every_key_with_its_default(fil
     assert config.load({}, EXAMPLE) == config.load({}, file)
     for key, (default, _) in config._KEYS.items():
         if key != config.SSH_PORT:
-            wanted = default or _FOLLOWING[key]
+            wanted = default or _FOLLOWING.get(key, "")
             assert _mentions(everything, key, wanted), f"{key} with its default is not in it"
 
 
@@ -351,3 +364,28 @@ def _mentions(text: str, key: str, default: str) -> bool:
             parser.read_string(f"[DEFAULT]\n{line}")
             return value.strip().replace("%%", "%") in (default, "$RUNPATH/plugins/btrfs.sock")
     return False
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80", "192.0.2.7:80", "[2001:db8::1]:80"])
+def test_a_page_that_others_can_reach_needs_a_token(file: Path, address: str) -> None:
+    with pytest.raises(ConfigError, match="WEB_TOKEN"):
+        load(file, "", BUTTERVOLUME_WEB=address)
+    assert load(file, "", BUTTERVOLUME_WEB=address, BUTTERVOLUME_WEB_TOKEN="x").web is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("127.0.0.1:9178", "http://127.0.0.1:9178/"),
+        ("[::1]:9178", "http://[::1]:9178/"),
+        ("unix:/run/page.sock", "unix:/run/page.sock"),
+    ],
+)
+def test_a_page_for_this_machine_alone_needs_none(file: Path, text: str, shown: str) -> None:
+    assert str(load(file, "", BUTTERVOLUME_WEB=text).web) == shown
+
+
+def test_no_message_shows_the_token(file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(file, "", BUTTERVOLUME_WEB_TOKEN="geheim\x07")
+    assert "geheim" not in str(error.value)

@@ -13,7 +13,13 @@ FLOORS = ("system", "store", "hosts", "jobs", "report", "services")
 """From the lowest to the highest: each may import those below it, and itself."""
 EDGES = ("api", "cli", "web")
 """May import every floor, but not each other."""
-GROUND = {"words": set[str](), "errors": {"words"}, "names": {"errors"}, "config": {"errors"}}
+GROUND = {
+    "words": set[str](),
+    "human": set[str](),
+    "errors": {"words"},
+    "names": {"errors"},
+    "config": {"errors"},
+}
 """What lies below all floors, each with what it may import of the others."""
 COMMAND_LINE_LAZILY = {"daemon"}
 """What a command may import, within a function, beside what the edge itself may."""
