@@ -314,12 +314,14 @@ class NoDaemon(ButtervolumeError):
 class BadPattern(ButtervolumeError):
     """A retention pattern that cannot be understood."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        problem: str = "write ages joined by ':', each a number with m, h, d, w or y, such as "
+        "4h:1d:2w:2y, or with a count behind it, such as 1h/24:1d/7:1w/4",
+    ) -> None:
         self.pattern = pattern
-        super().__init__(
-            f"{pattern!r} is no retention pattern: write two or more ages joined by ':', each a "
-            "number with m, h, d, w or y, such as 4h:1d:2w:2y"
-        )
+        super().__init__(f"{pattern!r} is no retention pattern: {problem}")
 
 
 class BadJob(ButtervolumeError):

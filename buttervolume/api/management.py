@@ -89,16 +89,17 @@ def purge(services: Services, body: Body) -> Answer:
     """Delete the snapshots that a pattern does not keep, or say which."""
     name, pattern = body.text("Name"), parse_pattern(body.text("Pattern"))
     if body.flag("Dryrun"):
-        verdicts = services.snapshots.plan_purge(name, pattern)
+        plan = services.snapshots.plan_purge(name, pattern)
         return {
-            "Purged": [str(verdict.name) for verdict in verdicts if not verdict.keep],
+            "Purged": [str(verdict.name) for verdict in plan.verdicts if not verdict.keep],
             "Verdicts": [
                 {"Name": str(verdict.name), "Keep": verdict.keep, "Reason": verdict.reason}
-                for verdict in verdicts
+                for verdict in plan.verdicts
             ],
-        }
+        } | _joined([pattern.warning, plan.warning])
     purged = services.snapshots.purge(name, pattern)
-    return {"Purged": purged.deleted, "Err": purged.explain()}
+    warnings = _joined([pattern.warning, purged.warning])
+    return {"Purged": purged.deleted, "Err": purged.explain()} | warnings
 
 
 def set_job(services: Services, body: Body) -> Answer:
@@ -136,7 +137,8 @@ def _run_now(services: Services, name: str, action: str) -> Answer:
 
 
 def _joined(warnings: Sequence[str]) -> Answer:
-    return {"Warning": "; ".join(warnings)} if warnings else {}
+    said = [warning for warning in warnings if warning]
+    return {"Warning": "; ".join(said)} if said else {}
 
 
 def list_jobs(services: Services, _: Body) -> Answer:

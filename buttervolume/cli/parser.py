@@ -118,7 +118,8 @@ def build_parser() -> Parser:
         "purge --dryrun --verbose 4h:1d:2w:2y db",
         "purge 4h:1d:2w:2y db",
         details="4h:1d:2w:2y keeps all of the last 4 hours, then one per 4 hours for a day, one "
-        "per day for two weeks, one per two weeks for two years, and nothing older.",
+        "per day for two weeks, one per two weeks for two years, and nothing older. With counts, "
+        "1h/24:1d/7 keeps all of the last hour, then 24 times one per hour, 7 times one per day.",
     )
     command.add_argument(
         "--dryrun", "--dry-run", action="store_true", help="only print what would be deleted"
@@ -129,7 +130,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="with --dryrun: print what is kept too, and why",
     )
-    command.add_argument("pattern", help="two or more ages with m, h, d, w or y, joined by ':'")
+    command.add_argument("pattern", help="ages with m, h, d, w or y, joined by ':'")
     command.add_argument("volume")
 
     command = add(

@@ -111,12 +111,18 @@ class Purge(Action):
         """A retention pattern."""
         return cls(parse_pattern(rest))
 
+    @property
+    def warning(self) -> str:
+        """What is odd about the pattern."""
+        return self.pattern.warning
+
     def run(self, volume: str, tools: Tools) -> Done:
         """Delete them; what cannot be deleted makes it a failure."""
         purged = tools.snapshots.purge(volume, self.pattern)
         if purged.failed:
             raise OperationFailed("purge", purged.explain())
-        return Done(f"{len(purged.deleted)} purged")
+        warnings = (purged.warning,) if purged.warning else ()
+        return Done(f"{len(purged.deleted)} purged", warnings=warnings)
 
 
 @dataclass(frozen=True)

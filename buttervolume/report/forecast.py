@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import heapify, heappop
-from itertools import pairwise
 
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.store.retention import Pattern, Verdict, judge
@@ -74,12 +73,11 @@ def forecast(
 
 
 def _bands(pattern: Pattern) -> Iterator[Band]:
-    ages = [age.length for age in pattern.ages]
-    yield Band(timedelta(), ages[0], None)
-    for shorter, longer in pairwise(ages):
-        if shorter < longer:
-            yield Band(shorter, longer, shorter)
-    yield Band(ages[-1], None, None)
+    yield Band(timedelta(), pattern.bands[0].start, None)
+    for band in pattern.bands:
+        if band.start < band.end:
+            yield Band(band.start, band.end, band.each)
+    yield Band(pattern.bands[-1].end, None, None)
 
 
 def count(bands: Iterable[Band], period: timedelta) -> int:

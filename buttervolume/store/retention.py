@@ -1,8 +1,8 @@
 """Retention: which snapshots a pattern keeps, and why. Nothing here touches a disk or a clock."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -20,19 +20,41 @@ _EPOCH = datetime(1970, 1, 1)
 _UNITS_IN_WORDS = {"1m": "minute", "1h": "hour", "1d": "day", "1w": "week", "1y": "year"}
 
 
-@dataclass(frozen=True, order=True)
-class Age:
-    """An age of a pattern; the length of the timeframes of what is older."""
+@dataclass(frozen=True)
+class Band:
+    """The snapshots between two ages, of which one is kept for each timeframe."""
 
-    length: timedelta
+    start: timedelta
+    end: timedelta
+    each: timedelta
+    """The length of the timeframes."""
     text: str
+    """That length as it was written."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A retention pattern: two or more ages, the shortest first."""
+    """A retention pattern: what is younger than the first band is kept, what is older than the last
+    one goes."""
 
-    ages: tuple[Age, ...]
+    text: str
+    """As it was written."""
+    bands: tuple[Band, ...]
+    """The youngest first, each beginning where the one before ends."""
+    end: str
+    """The age at which everything goes, as it was written, or as the counts make it."""
+    warning: str = ""
+    """What is odd about it without being wrong."""
+
+    def explain(self) -> str:
+        """What it keeps, in whole words: `6m` is six minutes."""
+        steps = [
+            f"one per {_in_words(band.each)} up to an age of {_in_words(band.end)}"
+            for band in self.bands
+            if band.start < band.end
+        ]
+        young = f"everything younger than {_in_words(self.bands[0].start)} stays"
+        return f"{', then '.join([young, *steps])}; what is older goes"
 
 
 @dataclass(frozen=True)
@@ -44,20 +66,110 @@ class Verdict:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An age of a pattern, with the count behind it."""
+
+    text: str
+    length: timedelta
+    count: int | None
+
+
 def parse_pattern(text: str) -> Pattern:
-    """Understand a pattern such as `4h:1d:2w:2y`; raise BadPattern."""
-    ages = []
-    for part in text.split(":"):
-        match = re.fullmatch(r"([0-9]+)([mhdwy])", part)
-        try:
-            ages.append(
-                Age(int(match[1]) * _UNITS[match[2]], part) if match else Age(timedelta(), "")
+    """Understand a pattern such as `4h:1d:2w:2y`, `2h` or `1h/24:1d/7:1w/4`; raise BadPattern.
+
+    Without counts the ages may come in any order, with a warning. With a count, each part begins
+    where the one before ended, the first at its own length, and lasts for so many timeframes.
+    """
+    parts = [_parse_part(text, part) for part in text.split(":")]
+    try:
+        if all(part.count is None for part in parts):
+            return _without_counts(text, parts)
+        return _with_counts(text, parts)
+    except OverflowError as error:  # longer than time itself
+        raise BadPattern(text) from error
+
+
+def _parse_part(pattern: str, text: str) -> _Part:
+    match = re.fullmatch(r"([0-9]+)([mhdwy])(?:/([0-9]+))?", text)
+    if not match:
+        raise BadPattern(pattern)
+    try:
+        length = int(match[1]) * _UNITS[match[2]]
+        count = None if match[3] is None else int(match[3])
+    except (OverflowError, ValueError) as error:
+        raise BadPattern(pattern) from error
+    if not length:
+        raise BadPattern(pattern)
+    if count == 0:
+        raise BadPattern(pattern, f"in {text} the count must be 1 or more")
+    return _Part(text if match[3] is None else text.partition("/")[0], length, count)
+
+
+def _without_counts(text: str, parts: Sequence[_Part]) -> Pattern:
+    ascending = sorted(parts, key=lambda part: part.length)
+    pairs = list(pairwise(ascending)) or [(ascending[0], ascending[0])]
+    bands = tuple(
+        Band(shorter.length, longer.length, shorter.length, shorter.text)
+        for shorter, longer in pairs
+    )
+    pattern = Pattern(text, bands, ascending[-1].text)
+    if [part.length for part in parts] == [part.length for part in ascending]:
+        return pattern
+    meant = ":".join(part.text for part in ascending)
+    warning = f"the ages of {text} do not ascend; it means {meant}: {pattern.explain()}"
+    return replace(pattern, warning=warning)
+
+
+def _with_counts(text: str, parts: Sequence[_Part]) -> Pattern:
+    for one, other in pairwise(parts):
+        if one.length >= other.length:
+            problem = f"with a count the ages must ascend, and {other.text} is not above {one.text}"
+            raise BadPattern(text, problem)
+    bands: list[Band] = []
+    start = parts[0].length
+    for place, part in enumerate(parts):
+        following = parts[place + 1] if place + 1 < len(parts) else None
+        if part.count is not None:
+            end = start + part.count * part.length
+        elif following is not None:
+            end = following.length
+        elif parts[place - 1].count is None:
+            break  # it is where the one before ends
+        else:
+            before = f"{parts[place - 1].text}/{parts[place - 1].count}"
+            raise BadPattern(
+                text,
+                f"{before} ends at an age of {_in_words(start)}, so {part.text} behind it can mean "
+                f"two things: write {part.text}/1, or another count, to keep one per "
+                f"{_in_words(part.length)} from there on, or leave it out",
             )
-        except (OverflowError, ValueError) as error:  # longer than time itself
-            raise BadPattern(text) from error
-    if len(ages) < 2 or not all(age.length for age in ages):
-        raise BadPattern(text)
-    return Pattern(tuple(sorted(ages)))
+        if end < start:
+            problem = f"{part.text} would begin at an age of {_in_words(start)} and end before that"
+            raise BadPattern(text, problem)
+        bands.append(Band(start, end, part.length, part.text))
+        start = end
+    last = parts[-1]
+    return Pattern(text, tuple(bands), _in_short(start) if last.count else last.text)
+
+
+def _amounts(length: timedelta) -> Iterator[tuple[int, str]]:
+    """A length in the largest units that it has, as they can be written."""
+    for unit in ("d", "h", "m"):
+        amount, length = divmod(length, _UNITS[unit])
+        if amount:
+            yield amount, unit
+
+
+def _in_short(length: timedelta) -> str:
+    return "".join(f"{amount}{unit}" for amount, unit in _amounts(length))
+
+
+def _in_words(length: timedelta) -> str:
+    words = {"d": "day", "h": "hour", "m": "minute"}
+    return " ".join(
+        f"{amount} {words[unit]}{'s' if amount > 1 else ''}" for amount, unit in _amounts(length)
+    )
 
 
 def judge(
@@ -68,14 +180,13 @@ def judge(
 ) -> list[Verdict]:
     """Decide about the snapshots and the sent markers of one volume, in their order.
 
-    What is younger than the shortest age is kept, what is older than the longest goes. Between two
-    neighbouring ages one snapshot is kept for each timeframe of the shorter one's length: the
-    oldest, since it is the first to get there. Timeframes are multiples of their length since
-    1970-01-01T00:00 in the snapshots' own clock: what is the oldest of its timeframe stays so until
-    it reaches the next age, whenever a purge is made. Where each age is a multiple of the one
-    before (the longest need not be), any purges at any times therefore leave the same snapshot in
-    each timeframe that is wholly between two ages; one that an age cuts in two may hold another for
-    a while, on a host that purges seldom.
+    What is younger than the shortest age is kept, what is older than the longest goes. In each band
+    between, one snapshot is kept for each timeframe: the oldest, since it is the first to get
+    there. Timeframes are multiples of their length since 1970-01-01T00:00 in the snapshots' own
+    clock: what is the oldest of its timeframe stays so until it reaches the next band, whenever a
+    purge is made. Where each age is a multiple of the one before (the longest need not be), any
+    purges at any times therefore leave the same snapshot in each timeframe that is wholly in a
+    band; one that an age cuts in two may hold another for a while, on a host that purges seldom.
 
     Never purged: what has no date or one in the future, the newest snapshot, the newest marker of
     each host and the snapshot that it marks, and what is in transfer. Such ones count when the
@@ -124,15 +235,15 @@ def _judge_group(group: Iterable[Snapshot], pattern: Pattern, now: datetime) -> 
         age = now - taken
         if age < timedelta():
             yield Verdict(name, True, "its date is in the future")
-        elif age < pattern.ages[0].length:
-            yield Verdict(name, True, f"younger than {pattern.ages[0].text}")
-        elif age > pattern.ages[-1].length:
-            yield Verdict(name, False, f"older than {pattern.ages[-1].text}")
+        elif age < pattern.bands[0].start:
+            yield Verdict(name, True, f"younger than {pattern.bands[0].text}")
+        elif age > pattern.bands[-1].end:
+            yield Verdict(name, False, f"older than {pattern.end}")
         else:
-            band, shorter = _band(pattern, age)
-            number = (taken - _EPOCH) // shorter.length
-            first = oldest.setdefault((band, number), name)
-            frame = _frame(shorter, number)
+            place, band = _band(pattern, age)
+            number = (taken - _EPOCH) // band.each
+            first = oldest.setdefault((place, number), name)
+            frame = _frame(band, number)
             if first == name:
                 yield Verdict(name, True, f"the oldest of the {frame}")
             else:
@@ -142,21 +253,21 @@ def _judge_group(group: Iterable[Snapshot], pattern: Pattern, now: datetime) -> 
             yield Verdict(snapshot.name, True, "its date cannot be read")
 
 
-def _band(pattern: Pattern, age: timedelta) -> tuple[int, Age]:
-    """Between which two ages of the pattern an age is: their place, and the shorter one."""
+def _band(pattern: Pattern, age: timedelta) -> tuple[int, Band]:
+    """Which band of the pattern an age is in: its place, and itself."""
     place = 0
-    for number, (shorter, _) in enumerate(pairwise(pattern.ages)):
-        if age >= shorter.length:
+    for number, band in enumerate(pattern.bands):
+        if age >= band.start:
             place = number
-    return place, pattern.ages[place]
+    return place, pattern.bands[place]
 
 
-def _frame(age: Age, number: int) -> str:
+def _frame(band: Band, number: int) -> str:
     """A timeframe in words."""
-    start = _EPOCH + max(number * age.length, datetime.min - _EPOCH)
-    whole_days = age.length % timedelta(days=1) == timedelta()
+    start = _EPOCH + max(number * band.each, datetime.min - _EPOCH)
+    whole_days = band.each % timedelta(days=1) == timedelta()
     shown = str(start.date()) if whole_days else start.isoformat(" ", "minutes")
-    unit = _UNITS_IN_WORDS.get(age.text)
+    unit = _UNITS_IN_WORDS.get(band.text)
     if unit == "day":
         return f"day {shown}"
-    return f"{unit or age.text} from {shown}"
+    return f"{unit or band.text} from {shown}"

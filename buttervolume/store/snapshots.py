@@ -16,7 +16,7 @@ from buttervolume.errors import (
     OperationFailed,
     SnapshotBusy,
 )
-from buttervolume.names import SnapshotName
+from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
@@ -28,6 +28,8 @@ _NAMED = 20
 """How many nested subvolumes a message names."""
 _LONGEST_NAMED = 100
 """Characters of a path that a message shows."""
+FAR = timedelta(hours=1)
+"""How far a date may be ahead of the clock: summer time ends with an hour that comes twice."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,22 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class PurgePlan:
+    """What a purge would do now."""
+
+    verdicts: Sequence[Verdict]
+    warning: str = ""
+    """Why nothing is to be purged, if something is wrong."""
+
+
+@dataclass(frozen=True)
 class Purged:
     """What a purge deleted, and what it could not delete, with the reason."""
 
     deleted: tuple[str, ...]
     failed: dict[str, str]
+    warning: str = ""
+    """Why nothing was purged, if something is wrong."""
 
     def explain(self) -> str:
         """What could not be deleted, in words; empty if all could."""
@@ -166,24 +179,50 @@ class Snapshots:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
 
-    def plan_purge(self, volume: str, pattern: Pattern) -> Sequence[Verdict]:
-        """Decide which snapshots of a volume a purge would delete now, and why. Raises
-        NoSuchVolume if there is neither the volume nor a snapshot of it."""
+    def plan_purge(self, volume: str, pattern: Pattern) -> PurgePlan:
+        """Decide which snapshots of a volume a purge would delete now, and why: none while the
+        clock is behind what it was. Raises NoSuchVolume if there is neither the volume nor a
+        snapshot of it."""
         snapshots = self._catalog.list(volume).snapshots
         if not snapshots:
             self._volumes.mountpoint(volume)
-        return judge(snapshots, pattern, self._now(), self.in_transfer.held())
+        now = self._now()
+        ahead = self._taken_later(volume, snapshots, now)
+        if ahead is not None:
+            reason = f"the clock is behind the date of {ahead}"
+            warning = (
+                f"nothing is purged: it is {self._catalog.date_of(now)} by the clock, and {ahead} "
+                "was taken here; set the clock, or remove that snapshot"
+            )
+            return PurgePlan([Verdict(each.name, True, reason) for each in snapshots], warning)
+        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held()))
+
+    def _taken_later(
+        self, volume: str, snapshots: Sequence[Snapshot], now: datetime
+    ) -> SnapshotName | None:
+        """A snapshot that was taken of a volume here by a clock that was far ahead of the one of
+        now. What came from elsewhere says nothing of the clock here."""
+        for snapshot in reversed(snapshots):
+            if snapshot.taken is None or snapshot.taken <= now + FAR:
+                return None
+            try:
+                taken = btrfs.info(self._catalog.path / str(snapshot.name))
+                if taken.parent_uuid == btrfs.info(self._volumes.path_of(volume)).uuid:
+                    return snapshot.name
+            except OSError:  # it was removed meanwhile, or the volume is
+                continue
+        return None
 
     def purge(self, volume: str, pattern: Pattern) -> Purged:
         """Delete what a retention pattern no longer keeps; one that cannot be deleted does not
         stop the others. Raises NoSuchVolume as `plan_purge` does."""
-        verdicts = self.plan_purge(volume, pattern)
-        doomed = [str(verdict.name) for verdict in verdicts if not verdict.keep]
+        plan = self.plan_purge(volume, pattern)
+        doomed = [str(verdict.name) for verdict in plan.verdicts if not verdict.keep]
         with self.in_transfer.claim(doomed) as claimed:
             paths = [self._catalog.path / name for name in doomed if name in claimed]
             failed = {path.name: reason for path, reason in btrfs.delete(paths).items()}
         deleted = tuple(path.name for path in paths if path.name not in failed)
-        return Purged(deleted, failed)
+        return Purged(deleted, failed, plan.warning)
 
 
 def what_is_left_out(source: Path) -> tuple[str, ...]:

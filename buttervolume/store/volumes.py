@@ -143,15 +143,18 @@ class Volumes:
         return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
 
     def names(self) -> tuple[str, ...]:
-        """The names of all volumes, sorted; the same object as before while the directory has not
-        changed, without a look at what is in it. Raises VolumesUnavailable, OperationFailed."""
+        """The names of all volumes, sorted, those that cannot be read included; the same object as
+        before while the directory has not changed, without a look at what is in it. Raises
+        VolumesUnavailable, OperationFailed."""
         self.check_available()
         try:
             with self._names_guard:
                 started = time.time_ns()
                 changed = os.stat(self.path).st_mtime_ns
                 if changed != self._names_of:
-                    found = tuple(name for name, _ in self.list())
+                    look = self.look()
+                    readable = (name for name, _ in look.volumes)
+                    found = tuple(sorted((*readable, *look.unreadable)))
                     settled = 0 <= changed < started - files.RACY
                     self._names_of = changed if settled else None
                     if found != self._names:

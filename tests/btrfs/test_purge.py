@@ -17,6 +17,7 @@ from buttervolume.store.retention import parse_pattern
 from buttervolume.store.snapshots import Purged, Snapshots
 from buttervolume.system import btrfs as kernel
 from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, Shim, Store, btrfs, subvolume
+from tests.support.wait import wait_until
 
 NOON = datetime(2026, 5, 6, 12)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -153,6 +154,59 @@ def test_what_no_pattern_may_delete_stays(store: Store) -> None:
 
     assert set(purged.deleted) == set(doomed)
     assert left_over(store) == set(protected)
+
+
+@pytest.mark.parametrize("ahead", [2 * HOUR, 400 * DAY])
+def test_while_the_clock_is_far_behind_a_snapshot_that_was_taken_here_nothing_is_purged(
+    store: Store, ahead: timedelta
+) -> None:
+    volume = subvolume(store.place.volumes / "db")
+    dates = [NOON - 9 * DAY, NOON - 8 * DAY, NOON + ahead]
+    names = [f"db@{at(date)}" for date in dates]
+    for name in names:
+        btrfs("subvolume", "snapshot", "-r", volume, store.place.snapshots / name)
+
+    purged = purge(store, "1h:1d")
+
+    assert purged.deleted == ()
+    assert names[-1] in purged.warning
+    assert "clock" in purged.warning
+    plan = Snapshots(store.catalog, store.volumes, lambda: NOON).plan_purge(
+        "db", parse_pattern("1h:1d")
+    )
+    assert plan.warning == purged.warning
+    assert all(verdict.keep for verdict in plan.verdicts)
+
+    store.snapshots.remove(names[-1])
+    assert purge(store, "1h:1d") == Purged((names[0],), {})
+
+
+def test_a_date_within_the_hour_that_comes_twice_holds_no_purge_up(store: Store) -> None:
+    volume = subvolume(store.place.volumes / "db")
+    names = [f"db@{at(date)}" for date in (NOON - 9 * DAY, NOON - 8 * DAY, NOON + HOUR)]
+    for name in names:
+        btrfs("subvolume", "snapshot", "-r", volume, store.place.snapshots / name)
+
+    assert purge(store, "1h:1d") == Purged((names[0],), {})
+
+
+def test_odd_patterns_carry_a_warning_dry_run_included(plugin: Daemon, volume: str) -> None:
+    for dry in (True, False):
+        answer = plugin.call("Snapshots.Purge", Name=volume, Pattern="48h:20d:6m", Dryrun=dry)
+        assert "6 minutes" in answer["Warning"]
+        answer = plugin.call("Snapshots.Purge", Name=volume, Pattern="6m:48h:20d", Dryrun=dry)
+        assert "Warning" not in answer
+    answer = plugin.call("Schedule", Name=volume, Action="purge:48h:20d:6m", Timer="60")
+    assert "6 minutes" in answer["Warning"]
+    listed = plugin.call("Schedule.List")["Schedule"]
+    assert "purge:48h:20d:6m" in [job["Action"] for job in listed], "as it was typed"
+    wait_until(lambda: "6 minutes" in plugin.stderr(), what="a line in the log")
+    plugin.call("Schedule", Name=volume, Action="purge:48h:20d:6m", Timer="delete")
+    done = plugin.cli("purge", "--dryrun", "48h:20d:6m", volume)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "warning" in done.stderr
+    assert "6 minutes" in done.stderr
+    assert "write 1d/1" in plugin.refused("Snapshots.Purge", Name=volume, Pattern="1h/24:1d")
 
 
 def test_what_is_no_snapshot_is_left_alone(store: Store) -> None:
@@ -351,7 +405,7 @@ def test_the_command_line_prints_what_goes_and_why(plugin: Daemon, volume: str) 
 
 @pytest.mark.parametrize(
     "pattern",
-    ["", "1h", "1h:", ":1h", "1h:2", "h:1d", "0h:1d", "-1h:1d", "1h:1M", "1h 1d", "1h:1d\n",
+    ["", "1h/", "1h:", ":1h", "1h:2", "h:1d", "0h:1d", "-1h:1d", "1h:1M", "1h 1d", "1h:1d\n",
      "٣h:1d", "1.5h:1d", "9" * 30 + "y:1d", "all"],
 )  # fmt: skip
 def test_a_bad_pattern_is_refused_and_deletes_nothing(

@@ -686,7 +686,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "an action in capitals": ("db", "Snapshot", "60"),
     "a snapshot of something": ("db", "snapshot:x", "60"),
     "a purge without a pattern": ("db", "purge", "60"),
-    "a bad pattern": ("db", "purge:1h", "60"),
+    "a bad pattern": ("db", "purge:1h/0", "60"),
     "a pattern of nothing": ("db", "purge:0h:1d", "60"),
     "a replication to nowhere": ("db", "replicate:", "60"),
     "a host that is an option": ("db", "replicate:-oProxyCommand=x", "60"),

@@ -5,9 +5,10 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from buttervolume.errors import BadPattern
@@ -55,7 +56,8 @@ def reason(of: str, pattern: str, *others: str, sent: Iterable[str] = ()) -> str
 
 
 def lengths(pattern: Pattern) -> list[timedelta]:
-    return [age.length for age in pattern.ages]
+    """The ages at which something changes."""
+    return [*(band.start for band in pattern.bands), pattern.bands[-1].end]
 
 
 def test_a_pattern_holds_its_ages_from_the_shortest_to_the_longest() -> None:
@@ -71,11 +73,12 @@ def test_a_pattern_holds_its_ages_from_the_shortest_to_the_longest() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", ":", "4h", "4h:", ":4h", "4h::1d", "4h:1d:"),
+        *("", ":", "4h:", ":4h", "4h::1d", "4h:1d:", "4h/", "/4", "4h/x", "4h/1/2", "4h/-1"),
+        *("4h/1.5", "4h/ 2", "4/4h", "1h/٣", "4h:/2", "1h/24,1d/7"),
         *("0h:1d", "4h:00d", "-4h:1d", "+4h:1d", "4.5h:1d", "1_0h:1d", "h:1d", "4:1d"),
         *("4H:1d", "4h:1M", "4s:1d", "4hh:1d", "4 h:1d", " 4h:1d", "4h:1d\n", "4h,1d"),
         *("٣h:1d", "²h:1d", "４h:1d", "4h:1d\0"),
-        *("9999999999y:1d", f"{'9' * 400}m:1d", f"4h:{'9' * 5000}y"),
+        *("9999999999y:1d", f"{'9' * 400}m:1d", f"4h:{'9' * 5000}y", f"1h/{'9' * 400}"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_allowed(text: str) -> None:
@@ -85,17 +88,223 @@ def test_anything_else_is_refused_with_what_is_allowed(text: str) -> None:
     assert str(refusal.value).isprintable(), "one line, whatever was asked for"
 
 
-@given(text=st.text("0123456789mhdwy:", max_size=12) | st.text(max_size=8))
-def test_any_text_is_a_pattern_of_two_or_more_ages_or_is_refused(text: str) -> None:
+@given(text=st.text("0123456789mhdwy:/", max_size=12) | st.text(max_size=8))
+def test_any_text_is_a_pattern_of_ages_or_is_refused(text: str) -> None:
     try:
         pattern = parse_pattern(text)
     except BadPattern:
         return
 
+    assert pattern.text == text
     ages = lengths(pattern)
-    assert len(ages) == text.count(":") + 1 >= 2
     assert ages == sorted(ages)
     assert ages[0] > timedelta()
+    for one, other in pairwise(pattern.bands):
+        assert one.end == other.start, "no age is in none of them"
+
+
+def test_one_age_alone_is_where_everything_goes() -> None:
+    assert parse_pattern("2h").bands == parse_pattern("2h:2h").bands
+    dates = ["2026-11-23T17:59", "2026-11-23T18:01", "2026-11-23T20:00"]
+    assert kept("2h", *dates) == dates[1:]
+
+
+# Ages in another order than they seem to be
+
+
+@pytest.mark.parametrize("text", ["2h", "2h:2h", "4h:1d:2w:2y", "60m:1h:24h:1d", "1h/24:1d/7"])
+def test_a_pattern_whose_ages_ascend_is_nothing_to_warn_of(text: str) -> None:
+    assert parse_pattern(text).warning == ""
+
+
+def test_a_pattern_whose_ages_do_not_ascend_is_spelled_out() -> None:
+    assert parse_pattern("48h:20d:6m").warning == (
+        "the ages of 48h:20d:6m do not ascend; it means 6m:48h:20d: everything younger than "
+        "6 minutes stays, then one per 6 minutes up to an age of 2 days, then one per 2 days up "
+        "to an age of 20 days; what is older goes"
+    )
+    assert "1 day 1 hour" in parse_pattern("1y:25h").warning
+    assert parse_pattern("1d:1h").warning
+    assert parse_pattern("1h:1w:1d").warning
+
+
+# Counts
+
+
+def ages_of(text: str) -> list[tuple[str, str, str]]:
+    """Each band of a pattern: from, to, and one for each."""
+    return [(short(band.start), short(band.end), band.text) for band in parse_pattern(text).bands]
+
+
+def short(length: timedelta) -> str:
+    return f"{length / HOUR:g}h"
+
+
+@pytest.mark.parametrize(
+    ("text", "bands"),
+    [
+        ("1h/24", [("1h", "25h", "1h")]),
+        ("1h/12:1d/5", [("1h", "13h", "1h"), ("13h", "133h", "1d")]),
+        ("1h/24:1d/7:1w/4", [("1h", "25h", "1h"), ("25h", "193h", "1d"), ("193h", "865h", "1w")]),
+        ("1h:1d/7", [("1h", "24h", "1h"), ("24h", "192h", "1d")]),
+        ("1h/24:1d:1w/4", [("1h", "25h", "1h"), ("25h", "168h", "1d"), ("168h", "840h", "1w")]),
+        ("1h/24:1d:1w", [("1h", "25h", "1h"), ("25h", "168h", "1d")]),
+        ("1h/2:4h:1d:2w", [("1h", "3h", "1h"), ("3h", "24h", "4h"), ("24h", "336h", "1d")]),
+        ("1h/23:1d:2d/2", [("1h", "24h", "1h"), ("24h", "48h", "1d"), ("48h", "144h", "2d")]),
+        ("1h/47:1d:2d/1", [("1h", "48h", "1h"), ("48h", "48h", "1d"), ("48h", "96h", "2d")]),
+    ],
+)
+def test_each_counted_part_begins_where_the_one_before_ended(
+    text: str, bands: list[tuple[str, str, str]]
+) -> None:
+    assert ages_of(text) == bands
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1h/12:1d", "1h/12 ends at an age of 13 hours, so 1d .*write 1d/1"),
+        ("1h:1d/7:1w", "1d/7 ends at an age of 8 days, so 1w .*write 1w/1"),
+        ("1h/0", "in 1h/0 the count must be 1 or more"),
+        ("1h/000:1d", "the count must be 1 or more"),
+        ("1h/2:1h", "ages must ascend"),
+        ("1h:1h:1d/7", "ages must ascend"),
+        ("60m/2:1h/2", "1h is not above 60m"),
+        ("1d/7:1h/24", "1h is not above 1d"),
+        ("1h/200:1d:1w/4", "1d would begin at an age of 8 days 9 hours and end before that"),
+        ("1h/200:1d:1w", "1d would begin .* and end before that"),
+    ],
+)
+def test_a_count_that_does_not_make_sense_is_refused_with_the_reason(
+    text: str, problem: str
+) -> None:
+    with pytest.raises(BadPattern, match=problem) as refusal:
+        parse_pattern(text)
+
+    assert str(refusal.value).isprintable()
+
+
+def test_counts_keep_so_many_hours_then_days_then_nothing() -> None:
+    hourly = [NOW - HOUR * hours for hours in range(20 * 24)][::-1]
+
+    verdicts = judge(map(at, hourly), parse_pattern("1h/24:1d/7"), NOW)
+
+    left = [m for m, verdict in zip(hourly, verdicts, strict=True) if verdict.keep]
+    assert [m for m in left if NOW - m < 25 * HOUR] == hourly[-25:]
+    days = [m for m in left if NOW - m >= 25 * HOUR]
+    assert [m.hour for m in days] == [19, *[0] * 7], "the first day is cut by the age of 8 d 1 h"
+    reasons = [verdict.reason for verdict in verdicts]
+    assert reasons[0] == "older than 8d1h"
+    assert reasons[-1] == "younger than 1h"
+
+
+def slow(text: str, ages: Sequence[int]) -> list[int]:
+    """Which of some ages, in minutes and distinct, a pattern keeps: word for word after the
+    manual, with none of the code that is tested. The newest is kept whatever its age."""
+    unit = {"m": 1, "h": 60, "d": 1440, "w": 10080, "y": 525600}
+    parts = []
+    for part in text.split(":"):
+        written, _, count = part.partition("/")
+        parts.append((int(written[:-1]) * unit[written[-1]], int(count) if count else None))
+    steps = []  # from, to, length
+    if all(times is None for _, times in parts):
+        lengths = sorted(length for length, _ in parts)
+        if len(lengths) == 1:
+            lengths *= 2
+        steps = [(a, b, a) for a, b in pairwise(lengths)]
+    else:
+        begin = parts[0][0]
+        for number, (length, times) in enumerate(parts):
+            if times is None and number == len(parts) - 1:
+                break
+            end = parts[number + 1][0] if times is None else begin + times * length
+            steps.append((begin, end, length))
+            begin = end
+
+    def step_of(age: int) -> int | None:
+        inside = [n for n, (begin, end, _) in enumerate(steps) if begin <= age <= end]
+        return max(inside, default=None)
+
+    minute_now = (NOW - EPOCH) // MINUTE
+    left = []
+    for age in ages:
+        step = step_of(age)
+        if age < steps[0][0]:
+            keep = True
+        elif step is None:
+            keep = False
+        else:
+            length = steps[step][2]
+            frame = (minute_now - age) // length
+            keep = not any(
+                other > age and step_of(other) == step and (minute_now - other) // length == frame
+                for other in ages
+            )
+        if keep or age == min(ages):
+            left.append(age)
+    return left
+
+
+AGES = st.lists(st.integers(0, 400 * 1440) | st.integers(0, 3 * 1440), min_size=1, max_size=25)
+PARTS = st.lists(
+    st.tuples(
+        st.integers(1, 30),
+        st.sampled_from("mhdw"),
+        st.none() | st.none() | st.integers(1, 12),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(parts=PARTS, ages=AGES, order=st.booleans())
+@settings(max_examples=2500)
+def test_what_is_kept_is_what_a_slow_search_after_the_words_of_the_manual_keeps(
+    parts: list[tuple[int, str, int | None]], ages: list[int], order: bool
+) -> None:
+    unit = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+    if order:
+        parts = sorted(parts, key=lambda part: part[0] * unit[part[1]])
+    text = ":".join(f"{n}{u}" + ("" if c is None else f"/{c}") for n, u, c in parts)
+    try:
+        pattern = parse_pattern(text)
+    except BadPattern:
+        assume(False)
+    ages = sorted(set(ages), reverse=True)
+
+    left = survivors([NOW - age * MINUTE for age in ages], pattern, NOW)
+
+    assert [(NOW - moment) // MINUTE for moment in left] == slow(text, ages)
+
+
+@given(parts=PARTS)
+@settings(max_examples=1000)
+def test_a_pattern_is_refused_for_what_the_manual_says_and_for_nothing_else(
+    parts: list[tuple[int, str, int | None]],
+) -> None:
+    unit = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+    text = ":".join(f"{n}{u}" + ("" if c is None else f"/{c}") for n, u, c in parts)
+    lengths = [n * unit[u] for n, u, _ in parts]
+    counts = [c for _, _, c in parts]
+    wrong = False
+    if any(counts):
+        wrong = any(a >= b for a, b in pairwise(lengths))
+        begin = lengths[0]
+        for place, (length, times) in enumerate(zip(lengths, counts, strict=True)):
+            if times:
+                begin += times * length
+            elif place + 1 < len(lengths):
+                wrong = wrong or lengths[place + 1] < begin
+                begin = lengths[place + 1]
+            else:
+                wrong = wrong or bool(counts[place - 1])
+
+    if wrong:
+        with pytest.raises(BadPattern):
+            parse_pattern(text)
+    else:
+        ascends = all(a <= b for a, b in pairwise(lengths))
+        assert bool(parse_pattern(text).warning) is not ascends
 
 
 # One purge, sentence by sentence

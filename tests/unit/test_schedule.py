@@ -97,7 +97,7 @@ def test_the_schedule_of_an_original_installation_is_understood(
 
 def test_every_job_knows_what_it_is_to_do(file: Path, schedule: Schedule) -> None:
     file.write_text(
-        'db,snapshot,1\ndb,replicate:h,1\ndb,purge:1d:4h,1\ndb,"synchronize:a,b",1\n',
+        'db,snapshot,1\ndb,replicate:h,1\ndb,purge:4h:1d,1\ndb,"synchronize:a,b",1\n',
         encoding="utf-8",
     )
 
@@ -149,7 +149,7 @@ UNREADABLE = [
     b",snapshot,60",
     b"../db,snapshot,60",
     b"a/b,snapshot,60",
-    b"db,purge:4h,60",
+    b"db,purge:4h/x,60",
     b"db,replicate:,60",
     b"db,replicate:-oProxyCommand=x,60",
     b'db,"synchronize:a,",60',
@@ -670,7 +670,7 @@ def test_an_option_that_is_no_good_job_is_refused(key: str, value: object) -> No
 
 BAD_ACTIONS = [
     *("", "snap", "Snapshot", "snapshot:", "snapshot:now", " snapshot", "snapshot\n"),
-    *("purge", "purge:", "purge:4h", "purge:4h:x", "purge:0h:1d"),
+    *("purge", "purge:", "purge:4h/0", "purge:4h:x", "purge:0h:1d"),
     *("replicate", "replicate:", "replicate:a b", "replicate:-x", "replicate:a,b", "replicate:é"),
     *("synchronize", "synchronize:", "synchronize:a,", "synchronize:,a", "synchronize:a, b"),
     *("synchronize:a,a", "synchronize:a;b", "replicate:a\n"),

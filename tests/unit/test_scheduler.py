@@ -105,7 +105,7 @@ class Doings:
         return Taken(f"{volume}@now", self.left_out)
 
     def purge(self, volume: str, pattern: Pattern) -> Purged:
-        self._do(f"purge:{':'.join(age.text for age in pattern.ages)} {volume}")
+        self._do(f"purge:{pattern.text} {volume}")
         return self.purged
 
     def replicate(self, volume: str, host: str) -> str | None:
