@@ -21,7 +21,7 @@ from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs, nested
+from buttervolume.system import btrfs, files, nested
 from buttervolume.system.locks import Holds
 
 _NAMED = 20
@@ -77,6 +77,7 @@ class Snapshots:
         self._catalog = catalog
         self._volumes = volumes
         self._now = now
+        self._names_on_disk = files.SharedSync(catalog.path)
         self._provisional: set[str] = set()
         """Snapshots that go again if what they were taken for fails. Changed in one step."""
 
@@ -162,7 +163,8 @@ class Snapshots:
                     self.remove(str(other.name))
 
     def remove(self, name: str) -> None:
-        """Remove a snapshot, a marker or an incomplete copy.
+        """Remove a snapshot, a marker or an incomplete copy; its name is gone from the disk, too,
+        before this returns.
 
         Raises NoSuchSnapshot, SnapshotBusy.
         """
@@ -175,6 +177,7 @@ class Snapshots:
                 raise SnapshotBusy(name)
             try:
                 nested.delete_tree(path)
+                self._names_on_disk.sync()
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
@@ -221,7 +224,12 @@ class Snapshots:
         with self.in_transfer.claim(doomed) as claimed:
             paths = [self._catalog.path / name for name in doomed if name in claimed]
             failed = {path.name: reason for path, reason in btrfs.delete(paths).items()}
-        deleted = tuple(path.name for path in paths if path.name not in failed)
+            deleted = tuple(path.name for path in paths if path.name not in failed)
+            if deleted:
+                try:
+                    self._names_on_disk.sync()
+                except OSError as error:
+                    raise OperationFailed(f"purge volume {volume}", error) from error
         return Purged(deleted, failed, plan.warning)
 
 
