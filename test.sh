@@ -45,6 +45,7 @@ needs systemd command -v systemd-analyze
 needs acl command -v setfacl
 needs attr command -v setfattr
 needs strace command -v strace
+needs xfsprogs command -v mkfs.xfs
 needs debootstrap command -v debootstrap
 needs shellcheck command -v shellcheck
 needs chromium command -v chromium

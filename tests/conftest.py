@@ -3,11 +3,17 @@
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("thorough", max_examples=300, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The number of power cuts: 40 by default, which takes a few minutes."""
+    parser.addoption("--cuts", type=int, default=40, help="how often tests/power cuts the power")
 
 
 def pytest_configure() -> None:
