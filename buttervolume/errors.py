@@ -324,6 +324,16 @@ class BadPattern(ButtervolumeError):
         super().__init__(f"{pattern!r} is no retention pattern: {problem}")
 
 
+class BadMoment(ButtervolumeError):
+    """A moment that cannot be understood."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text!r} is no moment: write an age with m, h, d, w or y, such as 2d, or a date, "
+            "such as 2026-11-23 or 2026-11-23T21:00"
+        )
+
+
 class BadJob(ButtervolumeError):
     """A job that cannot be understood."""
 

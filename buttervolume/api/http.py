@@ -95,6 +95,15 @@ class Body:
             raise MalformedRequest(f"{key} must be a whole number")
         return value
 
+    def optional_number(self, key: str, default: int, *, highest: int) -> int:
+        """A whole number from 1 on, not above some other one; or the default if left out."""
+        if self._values.get(key) is None:
+            return default
+        number = self.number(key)
+        if not 1 <= number <= highest:
+            raise MalformedRequest(f"{key} must be from 1 to {highest}")
+        return number
+
     def flag(self, key: str) -> bool:
         """A boolean, False if left out."""
         value = self._values.get(key)

@@ -1,10 +1,16 @@
 """What tells how everything stands, and changes nothing."""
 
+from datetime import UTC, datetime
+
 from buttervolume.api.http import Answer, Body, Endpoint
 from buttervolume.errors import NoSuchVolume
+from buttervolume.jobs.history import parse_since
 from buttervolume.names import check_volume_reference
 from buttervolume.report import answer
 from buttervolume.services import Services
+
+MOST_RUNS = 10_000
+"""How many runs one answer has at most; some megabytes."""
 
 
 def status(services: Services, body: Body) -> Answer:
@@ -31,8 +37,22 @@ def details_of_snapshots(services: Services, volume: str | None) -> Answer:
     return {"Now": report.now.isoformat(timespec="seconds"), "Details": details}
 
 
+def log(services: Services, body: Body) -> Answer:
+    """What was done last, of one volume or all, the newest last."""
+    since = body.optional_text("Since")
+    now = datetime.now(UTC)
+    found = services.history.search(
+        body.optional_text("Name"),
+        since=None if since is None else parse_since(since, now),
+        failed=body.flag("Failed"),
+        limit=body.optional_number("Limit", MOST_RUNS, highest=MOST_RUNS),
+    )
+    return {"Now": now.isoformat(timespec="seconds"), "Log": [answer.run(each) for each in found]}
+
+
 _READ = ("GET", "POST")
 ENDPOINTS = (
     # it has to say so when the volumes are gone, and Docker never asks for it
     Endpoint("VolumeDriver.Status", status, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Log", log, methods=_READ, on_volumes=False),
 )

@@ -192,6 +192,12 @@ def _transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
     return seeing.transfers(call, arguments)
 
 
+def _log(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli import seeing
+
+    return seeing.log(call, arguments)
+
+
 _LOCAL: dict[str, Callable[["Config", argparse.Namespace], list[str]]]
 _LOCAL = {"init": _init, "run": _run}
 _BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str] | Outcome]]
@@ -208,6 +214,7 @@ _BY_DAEMON = {
     "scheduled": _scheduled,
     "status": _status,
     "transfers": _transfers,
+    "log": _log,
 }
 
 

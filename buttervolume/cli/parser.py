@@ -183,6 +183,27 @@ def build_parser() -> Parser:
         "transfers --json",
     )
     _add_json(command)
+
+    command = add(
+        "log",
+        "Show what was done last, by jobs, commands and Docker, and what came of it",
+        "log",
+        "log --failed --since 2d",
+        "log -n 100 db",
+        details="The newest comes last. It goes back 90 days.",
+    )
+    _add_json(command)
+    command.add_argument(
+        "-n",
+        dest="number",
+        type=int,
+        default=50,
+        metavar="N",
+        help="show the last N (%(default)s)",
+    )
+    command.add_argument("--since", metavar="AGE", help="an age such as 2d, or a date")
+    command.add_argument("--failed", action="store_true", help="only what failed or was refused")
+    command.add_argument("volume", nargs="?")
     return parser
 
 

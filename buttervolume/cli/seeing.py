@@ -161,6 +161,35 @@ def _kept_until(snapshot: dict[str, Any], now: datetime) -> str | Cell:
     return f"for {until(snapshot['KeptUntil'], now).removeprefix('in ')}"
 
 
+def log(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `log` prints: what was done last, the newest at the end."""
+    answer = call(
+        "VolumeDriver.Log",
+        Name=arguments.volume,
+        Limit=arguments.number,
+        Since=arguments.since,
+        Failed=arguments.failed,
+    )
+    if arguments.json:
+        return as_json(answer)
+    rows = [_run(run) for run in answer["Log"]]
+    return table(["WHEN", "TOOK", "WHAT", "VOLUME", "BY", "MOVED", "RESULT"], rows) if rows else []
+
+
+def _run(run: dict[str, Any]) -> list[str | Cell]:
+    started = datetime.fromisoformat(run["Started"]).astimezone()
+    failed = run["Message"]
+    return [
+        started.strftime("%Y-%m-%d %H:%M:%S"),
+        f"{run['Seconds']:.1f} s",
+        run["Operation"],
+        run["Volume"],
+        run["By"],
+        "" if run["Bytes"] is None else human.size(run["Bytes"]),
+        Cell(failed, Colour.BAD) if failed else run["Outcome"] or run["Snapshot"] or "done",
+    ]
+
+
 def transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
     """What `transfers` prints: plainly, one a line."""
     answer = call("VolumeDriver.Transfers")

@@ -24,6 +24,7 @@ from buttervolume.jobs.memory import (
 )
 from buttervolume.jobs.schedule import Contents, Job, Schedule, resolve
 from buttervolume.jobs.when import Every
+from buttervolume.words import shortened
 
 POOL = 4
 """How many snapshots and purges run side by side."""
@@ -295,14 +296,14 @@ class Scheduler:
             if job.task.alone:
                 self._alone[_place(job)] = deque()
         try:
-            return self._attempt(job)
+            return self._attempt(job, by="command")
         finally:
             self._end(job)
 
     def _is_free(self, job: Job) -> bool:
         return job.key not in self._running and _place(job) not in self._alone
 
-    def _attempt(self, job: Job) -> Done:
+    def _attempt(self, job: Job, by: str = "schedule") -> Done:
         """Do what a job is for, and remember how it went. Raises ButtervolumeError."""
         started, clock = self._now(), time.monotonic()
         done, failure = Done(""), None
@@ -326,7 +327,8 @@ class Scheduler:
                 snapshot=done.snapshot,
                 bytes=tally.moved if job.task.hosts else None,
                 outcome=done.outcome,
-                error=str(failure or ""),
+                error=shortened(str(failure or "")),
+                by=by,
             )
             self._remember(job, run)
         if failure is not None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.jobs.history import Run
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.report.observer import Outlook
 from buttervolume.report.status import JobStatus, Problem, Report, VolumeStatus, with_offset
@@ -80,6 +81,22 @@ def _volume(status: VolumeStatus) -> Data:
         **status.holdings.data,
         "Jobs": status.jobs,
         "Problems": status.problems,
+    }
+
+
+def run(each: Run) -> Data:
+    """Something that was done, or tried."""
+    return {
+        "Started": each.started.isoformat(timespec="milliseconds"),
+        "Seconds": round(each.seconds, 3),
+        "Operation": each.operation,
+        "Volume": each.volume,
+        "Host": each.host,
+        "Snapshot": each.snapshot,
+        "Bytes": each.bytes,
+        "Outcome": each.outcome,
+        "Message": shortened(each.error),
+        "By": each.by,
     }
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from buttervolume.errors import BadPattern
 from buttervolume.names import Snapshot, SnapshotName
 
-_UNITS = {
+UNITS = {
     "m": timedelta(minutes=1),
     "h": timedelta(hours=1),
     "d": timedelta(days=1),
@@ -95,7 +95,7 @@ def _parse_part(pattern: str, text: str) -> _Part:
     if not match:
         raise BadPattern(pattern)
     try:
-        length = int(match[1]) * _UNITS[match[2]]
+        length = int(match[1]) * UNITS[match[2]]
         count = None if match[3] is None else int(match[3])
     except (OverflowError, ValueError) as error:
         raise BadPattern(pattern) from error
@@ -156,7 +156,7 @@ def _with_counts(text: str, parts: Sequence[_Part]) -> Pattern:
 def _amounts(length: timedelta) -> Iterator[tuple[int, str]]:
     """A length in the largest units that it has, as they can be written."""
     for unit in ("d", "h", "m"):
-        amount, length = divmod(length, _UNITS[unit])
+        amount, length = divmod(length, UNITS[unit])
         if amount:
             yield amount, unit
 

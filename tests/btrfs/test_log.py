@@ -1,250 +1,102 @@
-"""The log of a real daemon: whoever stops reading it stops nobody, and nobody forges a line."""
+"""`log`: what a real daemon has done, as a command and an endpoint tell of it."""
 
-import fcntl
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
+import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.btrfs.conftest import StartDaemon
-from tests.btrfs.harness import Daemon, Place, subvolume
+from tests.btrfs.harness import Daemon, subvolume
 from tests.support.wait import wait_until
 
-LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) \S.*")
-LOST = re.compile(r"^(\d+) lines of the log are lost here", re.MULTILINE)
-ODD = "a\n2026-01-01 03:00:00,000 INFO forged\x1b[2J\x9b\u202e\u2028\x85\udcff"
+
+@pytest.fixture(name="worked")
+def that_worked(daemon: Daemon) -> Daemon:
+    """A daemon that has done something for `db`, and failed at something for `web`."""
+    for name in ("db", "web"):
+        subvolume(daemon.place.volumes / name, {"file": "old"})
+    daemon.call("Schedule", Name="db", Action="snapshot", Timer="now")
+    daemon.refused("Schedule", Name="web", Action="replicate:no-such-host.invalid", Timer="now")
+    daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="now")
+    return daemon
 
 
-class Piped(Daemon):
-    """A daemon whose stdout and stderr are files of the test's choice."""
-
-    def begin(self, out: int, err: int, **environ: str) -> "Piped":
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "buttervolume", "run"],
-            env=self.environ | environ,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd="/",
-        )
-        wait_until(self.answers, timeout=20, what="the daemon to answer")
-        return self
+def runs(daemon: Daemon, **body: object) -> list[str]:
+    """The jobs among what was done."""
+    found = daemon.call("Log", **body)["Log"]
+    jobs = ("snapshot", "purge:1h:1d", "replicate:no-such-host.invalid")
+    return [run["Operation"] for run in found if run["Operation"] in jobs]
 
 
-@pytest.fixture
-def piped(place: Place, runtime: Path) -> Iterator[Piped]:
-    daemon = Piped(place, runtime / "run", BUTTERVOLUME_LOGLEVEL="DEBUG")
-    yield daemon
-    daemon.close()
+def test_what_was_done_is_told_the_newest_last(worked: Daemon) -> None:
+    everything = ["snapshot", "replicate:no-such-host.invalid", "purge:1h:1d"]
+    assert runs(worked) == everything
+    assert runs(worked, Name="db") == ["snapshot", "purge:1h:1d"]
+    assert runs(worked, Name="nosuch") == []
+    assert runs(worked, Failed=True) == everything[1:2]
+    assert runs(worked, Limit=1) == everything[2:]
+    for since in ("1d", (datetime.now(UTC) - timedelta(minutes=5)).isoformat(), "2020-01-01"):
+        assert runs(worked, Since=since) == everything
+    assert runs(worked, Since=(datetime.now(UTC) + timedelta(minutes=5)).isoformat()) == []
+
+    [run] = worked.call("Log", Name="db", Limit=1)["Log"]
+    assert run["Outcome"] == "0 purged"
+    assert (run["Volume"], run["Host"], run["Bytes"]) == ("db", "", None)
+    assert (run["Message"], run["By"]) == ("", "command")
+    assert datetime.now(UTC) - datetime.fromisoformat(run["Started"]) < timedelta(minutes=5)
+    [snapshot] = [r for r in worked.call("Log", Name="db")["Log"] if r["Operation"] == "snapshot"]
+    assert [snapshot["Snapshot"]] == worked.call("Snapshot.List", Name="db")["Snapshots"]
+    [failed] = [r for r in worked.call("Log", Failed=True)["Log"] if r["Host"]]
+    assert failed["Host"] == "no-such-host.invalid"
+    assert "no-such-host.invalid" in failed["Message"]
 
 
-def small_pipe() -> tuple[int, int]:
-    reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    return reading, writing
+def test_it_is_there_after_a_restart_and_while_the_volumes_are_gone(worked: Daemon) -> None:
+    worked.stop()
+    worked.start()
 
-
-def read_all(descriptor: int, quiet: float = 1.0) -> str:
-    """What is in a pipe, until nothing has come for a while or nobody writes any more."""
-    os.set_blocking(descriptor, False)
-    text, last = b"", time.monotonic()
-    while time.monotonic() - last < quiet:
-        try:
-            part = os.read(descriptor, 1 << 20)
-        except BlockingIOError:
-            time.sleep(0.02)
-            continue
-        if not part:
-            break
-        text, last = text + part, time.monotonic()
-    return text.decode()
-
-
-@pytest.mark.parametrize("which", ["one pipe for both", "stdout", "stderr"])
-def test_a_reader_that_stops_costs_lines_and_nothing_else(piped: Piped, which: str) -> None:
-    reading, writing = small_pipe()
-    null = os.open(os.devnull, os.O_WRONLY)
-    out, err = {
-        "one pipe for both": (writing, writing),
-        "stdout": (writing, null),
-        "stderr": (null, writing),
-    }[which]
-    piped.begin(out, err)
-
-    slowest = 0.0
-    for number in range(400):  # more than the pipe and the queue hold, at 3 KiB for each
-        started = time.monotonic()
-        piped.call("Create", Name=f"db{number % 5}", Opts={"copyonwrite": "true"})
-        piped.refused("Create", Name="x" * 2000)
-        piped.call("Get", Name="db0")
-        slowest = max(slowest, time.monotonic() - started)
-    assert slowest < 3, "one short wait, not one for each line"
-    for _ in range(700):
-        piped.refused("Create", Name="y" * 2000)
-
-    lost = said = 0
-    text = read_all(reading)
-    piped.call("Remove", Name="db0")
-    piped.refused("Create", Name="a b")
-    text += read_all(reading)
-    for found in LOST.finditer(text):
-        lost, said = lost + int(found[1]), said + 1
-    if which != "stdout":
-        assert lost > 100
-        refusals = text.count("is not allowed as the name of a new volume")
-        assert 1100 + 1 - refusals == pytest.approx(lost, abs=0 if which == "stderr" else 2500)
-        assert "'a b' is not allowed" in text
-    if which != "stderr":
-        assert "VolumeDriver.Remove" in text
-    piped.stop()
-    for descriptor in (reading, writing, null):
-        os.close(descriptor)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_while_nobody_reads(piped: Piped, number: signal.Signals) -> None:
-    reading, writing = small_pipe()
-    piped.begin(writing, writing)
-    for _ in range(50):
-        piped.refused("Create", Name="x" * 1000)
-
-    piped.stop(number)
-
-    os.close(reading)
-    os.close(writing)
-
-
-def test_a_reader_that_has_gone_stops_nobody(piped: Piped) -> None:
-    reading, writing = os.pipe()
-    piped.begin(writing, writing)
-    os.close(reading)
-    os.close(writing)
-
-    for number in range(20):
-        piped.call("Create", Name=f"db{number}")
-    piped.stop()
-
-
-def test_whoever_shares_the_pipe_keeps_it_blocking(piped: Piped) -> None:
-    reading, writing = os.pipe()
-    piped.begin(writing, writing)
-    piped.call("Create", Name="db")
-
-    assert os.get_blocking(writing)
-    assert "VolumeDriver.Create" in os.read(reading, 1 << 16).decode()
-    piped.stop()
-    os.close(reading)
-    os.close(writing)
-
-
-def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(piped: Piped) -> None:
-    reading, writing = small_pipe()
-    os.set_blocking(writing, False)
-    piped.begin(writing, writing)
-    for _ in range(20):
-        piped.refused("Create", Name="x" * 1000)
-
-    text = read_all(reading)
-
-    assert text.count("is not allowed as the name of a new volume") == 20
-    assert not LOST.search(text)
-    piped.stop()
-    os.close(reading)
-    os.close(writing)
-
-
-def test_without_stdout_and_stderr_no_other_file_gets_the_log(place: Place, runtime: Path) -> None:
-    daemon = Daemon(place, runtime / "run")
-    daemon.process = subprocess.Popen(
-        ["sh", "-c", f"exec {sys.executable} -m buttervolume run >&- 2>&- <&-"],
-        env=daemon.environ,
-        cwd="/",
-    )
-    try:
-        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
-        daemon.call("Create", Name="db")
-        daemon.refused("Create", Name="a b")
-        assert (place.volumes / ".buttervolume-lock").read_text() == ""
-        daemon.process.terminate()
-        assert daemon.process.wait(5) == 0
-    finally:
-        daemon.close()
-
-
-def test_whatever_is_asked_each_line_of_the_log_is_ours_printable_and_short(
-    start_daemon: StartDaemon, place: Place
-) -> None:
-    daemon = start_daemon(BUTTERVOLUME_LOGLEVEL="DEBUG")
-    subvolume(place.volumes / "v")
-    for name in ("n\n2026-01-01 forged", "\x1b]0;forged\x07", "\u202egnp.exe", "a\u2028b"):
-        subvolume(place.volumes / "v" / name)
-    (place.snapshots / "x@\u2028").mkdir()
-    warned = daemon.call("Snapshot", Name="v")["Warning"]
-    for text in (ODD, ODD * 3000):
-        for endpoint in ("Create", "Remove", "Snapshot", "Snapshot.Remove", "Snapshot.Restore"):
-            answer = daemon.post(endpoint, Name=text, Opts={text: text}, Target=text)
-            assert answer.error.isprintable()
-            assert len(answer.error.encode()) <= 2048
-        daemon.post("Clone", Name="v", Target=text)
-        daemon.post("Snapshot.Send", Name="v@1", Host=text)
-        daemon.post("Snapshots.Purge", Name="v", Pattern=text)
-        daemon.post("Schedule", Name=text, Action=text, Timer=text)
-        daemon.post("Create", Name="w", Opts={"copyonwrite": text})
-        daemon.post("Volume.Sync", Volumes=[text], Hosts=[text])
-    daemon.stop()
-
-    assert warned.isprintable()
-    assert len(warned.encode()) <= 2048
-    for line in (daemon.stdout() + daemon.stderr()).rstrip("\n").split("\n"):
-        assert LINE.fullmatch(line), line
-        assert line.isprintable()
-        assert len(line.encode()) <= 2048
+    assert len(runs(worked)) == 3
 
 
 @pytest.mark.parametrize(
-    "target", ["/{}", "/VolumeDriver.Snapshot.List/{}", "/VolumeDriver.Get/{}"]
+    "body", [{"Limit": 0}, {"Limit": -1}, {"Limit": 10**9}, {"Limit": "1"}, {"Failed": 1}]
 )
-def test_the_names_in_an_unknown_route_are_escaped_and_cut(daemon: Daemon, target: str) -> None:
-    from urllib.parse import quote
-
-    for text in ("\x1b[2J\u202e\u2028", "x" * 100_000, "\u2028" * 20_000):
-        answer = daemon.request(target.format(quote(text)).lstrip("/"), b"{}")
-        assert answer.error.isprintable()
-        assert len(answer.error.encode()) <= 2048
+def test_a_malformed_question_is_told_so(daemon: Daemon, body: dict[str, object]) -> None:
+    assert daemon.post("Log", **body).status == 400
 
 
-def test_the_journal_gets_priorities_and_no_date(place: Place, runtime: Path) -> None:
-    ours, journals = socket.socketpair()
-    status = os.fstat(journals.fileno())
-    daemon = Piped(place, runtime / "run", BUTTERVOLUME_LOGLEVEL="DEBUG")
-    try:
-        stream = f"{status.st_dev}:{status.st_ino}"
-        daemon.begin(journals.fileno(), journals.fileno(), JOURNAL_STREAM=stream)
-        daemon.call("Create", Name="db")
-        daemon.call("Get", Name="db")
-        daemon.refused("Create", Name="a b")
-        daemon.stop()
-    finally:
-        daemon.close()
-    journals.close()
-    with ours, ours.makefile("r", encoding="utf-8") as file:
-        lines = file.read().rstrip("\n").split("\n")
-
-    assert all(re.match(r"<[2-7]>[^0-9]", line) for line in lines), lines
-    assert [line[:3] for line in lines if "VolumeDriver.Get" in line] == ["<7>"]
-    assert [line[:3] for line in lines if "ready on" in line] == ["<6>"]
-    assert [line[:3] for line in lines if "is not allowed" in line] == ["<4>"]
+@pytest.mark.parametrize("since", ["", "2", "2x", "-2d", "yesterday", "2026-13-01", "٢d"])
+def test_a_moment_that_is_none_is_refused_with_what_is_allowed(daemon: Daemon, since: str) -> None:
+    assert "such as 2d" in daemon.refused("Log", Since=since)
+    done = daemon.cli("log", f"--since={since}")
+    assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_a_stream_that_is_not_the_journal_is_dated(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(JOURNAL_STREAM="8:12345")
+def test_the_command_prints_a_table_or_json(worked: Daemon) -> None:
+    done = worked.cli("log", "db")
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, first, *_ = done.stdout.splitlines()
+    assert heading.split() == ["WHEN", "TOOK", "WHAT", "VOLUME", "BY", "MOVED", "RESULT"]
+    assert "snapshot" in first
+    assert worked.call("Snapshot.List", Name="db")["Snapshots"][0] in first
+    assert "no-such-host.invalid" not in done.stdout
+
+    done = worked.cli("log", "--failed", "-n", "1", "--since", "1h")
+    assert "no-such-host.invalid: " in done.stdout.splitlines()[1]
+    assert len(done.stdout.splitlines()) == 2
+    assert worked.cli("log", "nosuch").stdout == ""
+
+    told = json.loads(worked.cli("log", "--json", "db").stdout)
+    assert told["Log"] == worked.call("Log", Name="db")["Log"]
+
+
+def test_a_job_of_the_schedule_is_told_as_such(daemon: Daemon) -> None:
+    subvolume(daemon.place.volumes / "db", {"file": "old"})
+    (daemon.directory / "schedule.csv").write_text("db,snapshot,60\n")
     daemon.stop()
+    daemon.start()
 
-    assert LINE.match(daemon.stdout())
+    [run] = wait_until(
+        lambda: [r for r in daemon.call("Log")["Log"] if r["By"] == "schedule"], 30, "the run"
+    )
+
+    assert (run["Operation"], run["Volume"]) == ("snapshot", "db")
