@@ -4,13 +4,15 @@ import configparser
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 
-from buttervolume.errors import ConfigError
+from buttervolume.errors import BadName, ConfigError
+from buttervolume.names import HOST_RULE, check_host
 
 CONFIG_FILE = Path("/etc/buttervolume/config.ini")
 PREFIX = "BUTTERVOLUME_"
@@ -66,6 +68,8 @@ class Config:
     web: Address | None
     """Where the page is served; None if it is not."""
     web_token: str
+    node: str
+    """This host's name among its peers."""
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
@@ -165,6 +169,18 @@ def _share(value: str) -> float:
     raise ValueError("a whole number from 0% to 99%")
 
 
+def _host(value: str) -> str:
+    try:
+        return check_host(value)
+    except BadName as error:
+        raise ValueError(f"a name; {HOST_RULE}") from error
+
+
+def _own_name() -> str:
+    """The name of this host, as far as it can be one of a peer."""
+    return re.sub("[^a-zA-Z0-9._-]", "-", socket.gethostname())[:98].lstrip("._-") or "localhost"
+
+
 def _log_level(value: str) -> int:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     if value.upper() not in levels:
@@ -173,7 +189,8 @@ def _log_level(value: str) -> int:
 
 
 # Each key with its default and what turns its text into a value, or raises ValueError saying
-# what is allowed. SOCKET's default follows RUNPATH, HISTORY's SCHEDULE.
+# what is allowed. SOCKET's default follows RUNPATH, HISTORY's SCHEDULE, NODE's
+# is the host's name.
 _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "DRIVERNAME": ("anybox/buttervolume:latest", _text),
     "VOLUMES_PATH": ("/var/lib/buttervolume/volumes/", _path),
@@ -189,6 +206,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "MIN_FREE": ("10%", _share),
     "WEB": ("", _address),
     "WEB_TOKEN": ("", _token),
+    "NODE": ("", _host),
     SSH_PORT: ("1122", _whole_number(1, 65535)),
 }
 
@@ -246,6 +264,8 @@ def load(environ: Mapping[str, str], path: Path = CONFIG_FILE) -> Config:
             text, source = str(beside.with_name("history.sqlite")), "default beside SCHEDULE"
         elif key == "SOCKET":
             text, source = f"{values['runpath']}/plugins/btrfs.sock", "default below RUNPATH"
+        elif key == "NODE":
+            text, source = _own_name(), "this host's name"
         else:
             text, source = default, "default"
         try:

@@ -223,6 +223,17 @@ class HostFailed(ButtervolumeError):
         super().__init__(f"{host}: {reason}")
 
 
+class PeerRefused(ButtervolumeError):
+    """Another host has refused a request, or failed to carry it out."""
+
+    def __init__(self, host: str, reason: str, kind: str) -> None:
+        self.host = host
+        self.reason = reason
+        self.kind = kind
+        """The name of its error's class there."""
+        super().__init__(f"{host}: {reason}")
+
+
 class StreamRefused(ButtervolumeError):
     """A stream of btrfs send that is not what was announced, or not well-formed."""
 
@@ -243,6 +254,54 @@ class PeerSilent(ButtervolumeError):
 
 class PeerGone(ButtervolumeError):
     """The other side of a session has ended it, or broken its rules."""
+
+
+class CopyInTheWay(ButtervolumeError):
+    """Something has the name that a snapshot to be received would get."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: there is something of that name already, which is never touched")
+
+
+class PartialCopyBusy(ButtervolumeError):
+    """Another transfer is bringing the same snapshot, or has left a part of it."""
+
+    def __init__(self, name: str, sender: str) -> None:
+        self.name = name
+        self.sender = sender
+        super().__init__(
+            f"{name}: {sender or 'somebody'} is sending this snapshot, or has left a part of it "
+            "(to remove that: buttervolume rm)"
+        )
+
+
+class NoSuchParent(ButtervolumeError):
+    """The snapshot that a stream holds the changes of is not here, or could be mistaken."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: its parent is not here, or something else passes for it")
+
+
+class SessionFailed(ButtervolumeError):
+    """A session with another host did not end well; the other side was told why."""
+
+    def __init__(self) -> None:
+        super().__init__("the session with the other host was broken off")
+
+
+class NotAllowed(ButtervolumeError):
+    """What the key of a session does not allow."""
+
+
+class TooLittleSpace(ButtervolumeError):
+    """A transfer that would leave less free space than is to be kept."""
+
+    def __init__(self, free: int, kept: int) -> None:
+        super().__init__(
+            f"{free >> 20} MiB are free, of which {kept >> 20} MiB are to be kept (MIN_FREE)"
+        )
 
 
 class ForeignCopy(ButtervolumeError):

@@ -5,6 +5,7 @@ Two rules are kept apart. What is *made* gets a name that any tool can live with
 still be used and removed.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,8 @@ HOST_RULE = (
 )
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 """What leads out of a directory, or disturbs a terminal and a log."""
+RECEIVING = ".buttervolume-receiving-"
+"""Begins the names of notes beside copies that are being received (see `receiving_note`)."""
 LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
 
@@ -118,3 +121,11 @@ def new_snapshot(volume: str, date: str, host: str | None = None) -> SnapshotNam
     if len(str(name).encode()) > LONGEST:
         raise BadName("snapshot", str(name), f"it is longer than {LONGEST} bytes")
     return name
+
+
+def receiving_note(name: str) -> str:
+    """The file beside a copy that is being received, and not known to be on the disk yet."""
+    data = name.encode(errors="surrogateescape")
+    if len(RECEIVING) + len(data) > LONGEST:  # a volume of an older version, of a very long name
+        return f"{RECEIVING}{hashlib.sha256(data).hexdigest()}"
+    return f"{RECEIVING}{name}"

@@ -60,6 +60,12 @@ def _init(config: "Config", arguments: argparse.Namespace) -> list[str]:
     return initialize(config, arguments.file, size)
 
 
+def _peer(config: "Config", arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli import serving
+
+    return serving.peer(config, arguments)
+
+
 def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
     return [call("VolumeDriver.Snapshot", Name=arguments.volume)["Snapshot"]]
 
@@ -199,7 +205,7 @@ def _log(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 _LOCAL: dict[str, Callable[["Config", argparse.Namespace], list[str]]]
-_LOCAL = {"init": _init, "run": _run}
+_LOCAL = {"init": _init, "peer": _peer, "run": _run}
 _BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str] | Outcome]]
 _BY_DAEMON = {
     "snapshot": _snapshot,

@@ -10,6 +10,10 @@ from buttervolume.cli.usage import Parser
 DEFAULT_IMAGE = Path("/var/lib/buttervolume.img")
 
 
+ROLES = ("push", "pull", "sync")
+"""What a key may be for (see `peer --role`)."""
+
+
 def build_parser() -> Parser:
     """Every command with its arguments; the name of the one that is given is in `command`."""
     parser = Parser(
@@ -51,6 +55,37 @@ def build_parser() -> Parser:
     command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
 
     add("run", "Run the daemon in the foreground", "run", details="SIGTERM or Ctrl-C ends it.")
+
+    command = add(
+        "peer",
+        "Serve another host over ssh, or print the line of authorized_keys that lets it in",
+        "peer --authorize push --volumes 'shop-*' < web1.pub >> /root/.ssh/authorized_keys",
+        "peer --authorize pull --node backup < backup.pub >> /root/.ssh/authorized_keys",
+        details="This is what the other host runs here. With --role it does no more than the "
+        "roles allow: push sends snapshots to here, pull takes them from here, sync lets rsync "
+        "read volumes.",
+    )
+    command.add_argument(
+        "--authorize",
+        action="append",
+        choices=ROLES,
+        metavar="ROLE",
+        help="print the line for the public key on the standard input; may be repeated",
+    )
+    command.add_argument(
+        "--role",
+        action="append",
+        choices=ROLES,
+        metavar="ROLE",
+        help="allow only what push, pull or sync needs; may be repeated",
+    )
+    command.add_argument(
+        "--volumes",
+        action="append",
+        metavar="PATTERN",
+        help="only volumes of such a name, such as 'shop-*'; may be repeated",
+    )
+    command.add_argument("--node", metavar="NAME", help="the name that the other host has here")
 
     command = add("snapshot", "Snapshot a volume and print the snapshot's name", "snapshot db")
     command.add_argument("volume")

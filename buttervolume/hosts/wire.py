@@ -25,10 +25,11 @@ class Inlet:
     """The bytes that come from the other side. What was read beyond a line belongs to the stream
     that follows it, and the other way round."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, size: int = _BUFFER) -> None:
+        """`size` bytes at most are read ahead of what is asked for."""
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
-        self._buffer = bytearray(_BUFFER)
+        self._buffer = bytearray(size)
         self._start = self._end = 0
 
     def message(
@@ -74,6 +75,15 @@ class Inlet:
                 if length:
                     raise PeerGone("the other side ended in the middle of a line")
                 return b""
+
+    def some(self, limit: float) -> bytes:
+        """What comes next, at least a byte. Raises PeerSilent, PeerGone if nothing comes."""
+        if self._start == self._end:
+            self._start = self._end = 0
+            if not self._fill(limit, None):
+                raise PeerGone("the other side has ended")
+        start, self._start = self._start, self._end
+        return bytes(memoryview(self._buffer)[start : self._end])
 
     def pass_stream(
         self,

@@ -300,7 +300,7 @@ def _pidfd(process: Process) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _enlarge(pipe: int) -> None:
+def enlarge(pipe: int) -> None:
     """Let a pipe hold as much as pipes may."""
     with suppress(PermissionError):  # the user's share of pipe memory is used up (pipe(7))
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
@@ -331,7 +331,7 @@ def pipe(
     out_of_pipe, into_pipe = os.pipe()
     with ExitStack() as stack:
         try:
-            _enlarge(into_pipe)
+            enlarge(into_pipe)
             receiver = stack.enter_context(Process(sink, stdin=out_of_pipe))
             sender = stack.enter_context(Process(source, stdout=into_pipe))
         finally:  # else neither would learn of the other's end
@@ -354,7 +354,7 @@ def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -
     with Process(argv, stdout=PIPE) as process:
         assert process.popen.stdout is not None
         report = process.popen.stdout.fileno()
-        _enlarge(report)
+        enlarge(report)
         os.set_blocking(report, False)
         with _pidfd(process) as descriptor:
             has_ended = False

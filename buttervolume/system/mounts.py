@@ -70,6 +70,13 @@ def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
     return mount.device, str(PurePosixPath(mount.root, wanted.relative_to(mount.point)))
 
 
+def point_of(path: Path) -> str:
+    """Where the mount is mounted that shows this path, which has no links in it. Raises OSError."""
+    wanted = PurePosixPath(path)
+    points = [mount.point for mount in parse(_read(Path("/proc/self/mountinfo")))]
+    return max((point for point in points if wanted.is_relative_to(point)), key=len)
+
+
 def users(path: Path) -> list[User]:
     """Who has a directory, or anything below it, mounted, such as a container: one process for
     each mount namespace.

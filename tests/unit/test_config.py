@@ -2,6 +2,7 @@
 
 import configparser
 import logging
+import socket
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         min_free=0.1,
         web=None,
         web_token="",
+        node=socket.gethostname(),
         ssh_port=1122,
     )
 
@@ -90,6 +92,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "MIN_FREE": "5%",
         "WEB": "127.0.0.1:9178",
         "WEB_TOKEN": "secret",
+        "NODE": "alpha",
     }
     expected = Config(
         drivername="me/buttervolume:1",
@@ -106,6 +109,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         min_free=0.05,
         web=Address("127.0.0.1", 9178),
         web_token="secret",
+        node="alpha",
         ssh_port=1122,
     )
 
@@ -176,6 +180,7 @@ BAD = [
     ("WEB", "[127.0.0.1]:9178", "127.0.0.1:9178"),
     ("WEB", "example.org:80", "127.0.0.1:9178"),
     ("WEB", "unix:socket", "absolute path"),
+    ("NODE", "root@alpha", "a letter or a digit"),
     ("VOLUMES_PATH", "volumes", "absolute path"),
     ("VOLUMES_PATH", "~/volumes", "absolute path"),
     ("SNAPSHOTS_PATH", "./s", "absolute path"),
@@ -339,6 +344,7 @@ def test_the_configuration_cannot_change_under_anybody(file: Path) -> None:
 _FOLLOWING = {
     "SOCKET": "/run/docker/plugins/btrfs.sock",
     "HISTORY": "/etc/buttervolume/history.sqlite",
+    "NODE": "",
 }
 """The defaults that follow from other keys."""
 

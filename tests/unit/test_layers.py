@@ -18,7 +18,7 @@ GROUND = {
     "human": set[str](),
     "errors": {"words"},
     "names": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "names"},
 }
 """What lies below all floors, each with what it may import of the others."""
 COMMAND_LINE_LAZILY = {"daemon"}

@@ -1,0 +1,39 @@
+"""`buttervolume peer`: what another host runs here over ssh, and the line that lets it."""
+
+import argparse
+import os
+import shutil
+import sys
+
+from buttervolume import names
+from buttervolume.config import Config
+from buttervolume.errors import SessionFailed
+from buttervolume.hosts.guard import Guard, authorized_line, check_pattern
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where sshd looks for commands."""
+
+
+def peer(config: Config, arguments: argparse.Namespace) -> list[str]:
+    """Serve the other side, or say how a key may. Raises BadName, SessionFailed."""
+    roles = arguments.authorize or arguments.role or ()
+    if arguments.authorize and arguments.role:
+        raise argparse.ArgumentTypeError("--authorize names the roles; leave out --role")
+    if not roles and (arguments.volumes or arguments.node):
+        raise argparse.ArgumentTypeError("--volumes and --node go with --role or --authorize")
+    patterns = tuple(check_pattern(pattern) for pattern in arguments.volumes or ["*"])
+    node = names.check_host(arguments.node) if arguments.node else None
+    guard = Guard(frozenset(roles), patterns, node)
+    if arguments.authorize:
+        return [authorized_line(sys.stdin.read(1 << 16), guard, _program())]
+    from buttervolume.hosts.peer import run
+
+    if not run(config, guard, os.environ.get("SSH_ORIGINAL_COMMAND")):
+        raise SessionFailed
+    return []
+
+
+def _program() -> str:
+    """The command that sshd finds."""
+    found = shutil.which("buttervolume", path=_PATH)
+    return "buttervolume" if found else os.path.abspath(sys.argv[0])

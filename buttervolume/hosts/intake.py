@@ -1,0 +1,263 @@
+"""A stream becomes a snapshot of this host: whole, verified and on the disk, or not there at all.
+
+While it comes in, and until all of it is on the disk, a note beside the copy says so: to others it
+is partial until the note has gone. The note names who sends, and is locked while it does, so that
+whoever finds it unlocked knows that the transfer behind it is over.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from buttervolume import names
+from buttervolume.errors import (
+    BadName,
+    CommandFailed,
+    CopyInTheWay,
+    NoSuchParent,
+    OperationFailed,
+    PartialCopyBusy,
+)
+from buttervolume.hosts.stream import Announced, Checker
+from buttervolume.hosts.wire import Inlet
+from buttervolume.names import SnapshotName
+from buttervolume.system import btrfs, namespace, nested, uuids
+from buttervolume.system.btrfs import Subvolume
+from buttervolume.system.command import PIPE, Flow, Process, enlarge
+
+STALL = 300.0
+"""Seconds in which something worth mentioning must move."""
+_LONGEST_NOTE = 1024
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note beside a copy that is being received, or was left half received."""
+
+    path: Path
+    sender: str
+    copy: str
+    """The name of the copy; that of the note may be a hash."""
+
+
+class Intake:
+    """Where streams become snapshots."""
+
+    def __init__(self, directory: Path, stall: float = STALL) -> None:
+        self.directory = directory
+        self._stall = stall
+
+    def receive(
+        self,
+        name: SnapshotName,
+        announced: Announced,
+        sender: str,
+        inlet: Inlet,
+        flow: Flow,
+        *,
+        version: int,
+        before: Callable[[int], None] = lambda cost: None,
+    ) -> Subvolume:
+        """Let a stream in, and return the copy that it has become. `before` is told what it has
+        cost the disk so far, and may raise.
+
+        What an earlier transfer of the same sender has left of that name is removed before, and
+        what this one leaves, if it fails. Raises CopyInTheWay, PartialCopyBusy, NoSuchParent,
+        StreamRefused, PeerGone, PeerSilent, OperationFailed, Cancelled.
+        """
+        path = self.directory / str(name)
+        try:
+            with _hold_note(self.directory, name, sender) as note:
+                parents = self._parents(name, announced.parent)
+                try:
+                    self._carry_out(announced, inlet, flow, version, before)
+                    self._seal(path, announced, parents)
+                except BaseException:
+                    with suppress(CommandFailed, OSError):
+                        _remove_copy(path)
+                    raise
+                note.unlink()
+                btrfs.sync(self.directory)
+                return btrfs.info(path)
+        except (CommandFailed, OSError) as error:
+            raise OperationFailed(f"receive {name}", error) from error
+
+    def _parents(self, name: SnapshotName, identity: UUID | None) -> frozenset[UUID | None]:
+        """The UUIDs of which the copy will have one as its parent's. All that `btrfs receive` may
+        take for the parent must be whole snapshots of that volume."""
+        if identity is None:
+            return frozenset([None])
+        numbers = set(uuids.found_by_receive(self.directory, identity))
+        known: set[UUID | None] = set()
+        for other in snapshots_of(self.directory, name.volume):
+            if not numbers:
+                break
+            info = btrfs.info(self.directory / str(other))
+            if info.tree in numbers and info.readonly and not has_note(self.directory, other):
+                numbers.discard(info.tree)
+                known.add(info.uuid)
+        if numbers or not known:
+            raise NoSuchParent(str(name))
+        return frozenset(known)
+
+    def _carry_out(
+        self,
+        announced: Announced,
+        inlet: Inlet,
+        flow: Flow,
+        version: int,
+        before: Callable[[int], None],
+    ) -> None:
+        """Let `btrfs receive` carry the stream out, in a thread and a namespace of its own."""
+
+        def work() -> None:
+            confined = namespace.without_links(self.directory)
+            argv = ["btrfs", "receive", "-q", "-e", "-C", str(confined)]
+            with Process(argv, stdin=PIPE) as process:
+                assert process.popen.stdin is not None
+                sink = process.popen.stdin.fileno()
+                enlarge(sink)
+                with suppress(BrokenPipeError):  # why it has ended is what it says
+                    checker = Checker(announced, version)
+                    inlet.pass_stream(checker, sink, stall=self._stall, flow=flow, before=before)
+                process.popen.stdin.close()
+                process.wait(flow, self._stall, process.written)
+                failure = process.failure()
+                if failure:
+                    raise failure
+
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            executor.submit(work).result()
+
+    def _seal(self, path: Path, announced: Announced, parents: frozenset[UUID | None]) -> None:
+        """Bring a copy to the disk, check that it is what was announced, and seal it, so that any
+        change of it later shows."""
+        btrfs.sync(self.directory)
+        if not btrfs.is_subvolume(path):
+            raise OperationFailed(f"receive {path.name}", "there is no copy")
+        copy = btrfs.info(path)
+        if (
+            not copy.readonly
+            or copy.received_uuid != announced.uuid
+            or copy.send_transid != announced.ctransid
+            or copy.parent_uuid not in parents
+        ):
+            raise OperationFailed(f"receive {path.name}", "the copy is not what was announced")
+        btrfs.set_received(path, announced.uuid, announced.ctransid)
+
+
+def discard(directory: Path, name: SnapshotName, sender: str, *, without_note: bool) -> None:
+    """Remove what a sender has left of a copy: with its note, or `without_note` what no version
+    before left otherwise than partial. Nothing that was ever whole is removed.
+
+    Raises PartialCopyBusy, OperationFailed.
+    """
+    path = directory / str(name)
+    try:
+        if read_note(directory / names.receiving_note(str(name))):
+            with _hold_note(directory, name, sender):
+                pass  # this removes it, and what is left
+        elif without_note and btrfs.is_subvolume(path):
+            info = btrfs.info(path)
+            if not (info.readonly or info.received_uuid or info.receive_transid):
+                _remove_copy(path)
+    except (CommandFailed, OSError) as error:
+        raise OperationFailed(f"remove what is left of {name}", error) from error
+
+
+def sweep(directory: Path, sender: str, may_touch: Callable[[str], bool]) -> None:
+    """Remove what transfers of a sender that are over have left, of volumes that it may touch."""
+    for note in notes_in(directory):
+        try:
+            name = names.parse_snapshot(note.copy)
+            is_own = note.path.name == names.receiving_note(note.copy)
+            if note.sender == sender and is_own and may_touch(name.volume):
+                discard(directory, name, sender, without_note=False)
+        except (BadName, PartialCopyBusy, OperationFailed):
+            continue  # nothing of ours, or a transfer is under way, or it goes another time
+
+
+def notes_in(directory: Path) -> list[Note]:
+    """The notes beside copies."""
+    with os.scandir(directory) as entries:
+        paths = [directory / e.name for e in entries if e.name.startswith(names.RECEIVING)]
+    return [note for note in map(read_note, paths) if note]
+
+
+def has_note(directory: Path, name: SnapshotName) -> bool:
+    """Whether a copy is not whole yet, or not known to be."""
+    return os.path.lexists(directory / names.receiving_note(str(name)))
+
+
+def read_note(path: Path) -> Note | None:
+    """A note, if there is one. One that says nothing is nobody's."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        lines = file.read(_LONGEST_NOTE).decode(errors="replace").split("\n")
+    copy = path.name.removeprefix(names.RECEIVING)
+    return Note(path, lines[0], lines[1] if lines[1:2] not in ([], [""]) else copy)
+
+
+def snapshots_of(directory: Path, volume: str) -> Iterator[SnapshotName]:
+    """The names of all subvolumes that are named as snapshots or markers of a volume."""
+    with os.scandir(directory) as entries:
+        found = [e.name for e in entries if e.name.startswith(f"{volume}@")]
+    for entry in found:
+        with suppress(BadName):
+            name = names.parse_snapshot(entry)
+            if btrfs.is_subvolume(directory / entry):
+                yield name
+
+
+@contextmanager
+def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Path]:
+    """Hold the note of a copy, with nothing there of the copy; both are gone if the block fails.
+
+    What is there is removed if its note is of the same sender and nobody holds it.
+    """
+    path, copy = directory / names.receiving_note(str(name)), directory / str(name)
+    before = read_note(path)
+    if os.path.lexists(copy):
+        if not before:
+            raise CopyInTheWay(str(name))
+        if before.sender != sender:
+            raise PartialCopyBusy(str(name), before.sender)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        _lock(descriptor, path, name, sender)
+        if before:
+            _remove_copy(copy)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{sender}\n{name}\n".encode())
+        os.fsync(descriptor)
+        try:
+            yield path
+        finally:
+            if not os.path.lexists(copy):
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, name: SnapshotName, sender: str) -> None:
+    """Lock a note that is open; one that has gone meanwhile was that of a transfer."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    raise PartialCopyBusy(str(name), sender)
+
+
+def _remove_copy(path: Path) -> None:
+    if btrfs.is_subvolume(path):
+        nested.delete_tree(path)

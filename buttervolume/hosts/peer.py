@@ -1,0 +1,398 @@
+"""What runs on a host for another one, as the command of an ssh session: `buttervolume peer`.
+
+It says first what it can, then answers requests, a JSON object a line each, in the order in which
+they come; whoever asks need not wait for one answer to ask for more. A stream follows the request
+`receive` and the answer to `send`, and says itself where it ends. Whatever is wrong with a request
+that a stream follows, or with the stream, ends the session: there is no telling what comes next.
+
+It works on the directories themselves, so no daemon is needed here; one that runs sees what has
+come in its directory, and by the notes what is not whole.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from buttervolume import names
+from buttervolume.config import Config
+from buttervolume.errors import (
+    ButtervolumeError,
+    CommandFailed,
+    IncompleteSnapshot,
+    NoSuchSnapshot,
+    NotAllowed,
+    OperationFailed,
+    PeerGone,
+    TooLittleSpace,
+)
+from buttervolume.hosts import intake
+from buttervolume.hosts.guard import Guard, is_secluded, parse_rsync, wants_session
+from buttervolume.hosts.intake import Intake
+from buttervolume.hosts.lineage import Facts
+from buttervolume.hosts.protocol import PROTOCOL, facts_as_json
+from buttervolume.hosts.stream import NEWEST_VERSION, Announced
+from buttervolume.hosts.wire import Inlet, say
+from buttervolume.names import SnapshotName
+from buttervolume.system import btrfs, command, namespace, uuids
+from buttervolume.system.command import Flow, Process
+
+SILENCE = 60.0
+"""Seconds in which the other side must ask for something."""
+_LONGEST_REQUEST = 1 << 16
+_SPACE_STEP = 64 << 20
+"""Bytes that a stream may cost before the free space is looked at again."""
+_LEAST_TO_SPARE = 2 * _SPACE_STEP
+"""Bytes: with less than that beyond what is to be kept, a stream is refused."""
+_KIND = "trusted.buttervolume.kind"
+
+
+class Peer:
+    """One session. `stdin` and `stdout` are its descriptors."""
+
+    def __init__(
+        self,
+        config: Config,
+        guard: Guard,
+        stdin: int = 0,
+        stdout: int = 1,
+        silence: float = SILENCE,
+    ) -> None:
+        self._config = config
+        self._guard = guard
+        self._inlet = Inlet(stdin)
+        self._stdout = stdout
+        self._silence = silence
+        self._directory = config.snapshots_path
+        self._node: str | None = None
+        self._is_streaming = False
+        self._verbs: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+            "look": self._look,
+            "receive": self._receive,
+            "discard": self._discard,
+            "send": self._send,
+            "received": self._received,
+        }
+
+    def serve(self) -> bool:
+        """Answer until the other side has no more requests; False if that ended otherwise. Raises
+        ButtervolumeError if a stream from here broke off."""
+        greeting = {
+            "buttervolume": PROTOCOL,
+            "node": self._config.node,
+            "verbs": sorted(self._guard.verbs),
+            "stream": stream_version(),
+            "time": time.time(),
+        }
+        try:
+            self._say(greeting)
+            while True:
+                request = self._inlet.message(self._silence, longest=_LONGEST_REQUEST)
+                if request is None:
+                    return True
+                if not self._answer(request):
+                    return False
+        except ButtervolumeError as error:  # it is silent, or talks nonsense
+            if self._is_streaming:
+                raise
+            self._complain(error)
+        except BrokenPipeError:
+            pass
+        return False
+
+    def _answer(self, request: Mapping[str, Any]) -> bool:
+        """Carry out one request; whether there can be another."""
+        verb = request.get("do")
+        try:
+            if verb == "hello":
+                self._node = self._guard.sender(request.get("node"))
+                return True
+            answer = self._verbs[self._guard.check_verb(verb)](request)
+        except ButtervolumeError as error:
+            if self._is_streaming:  # what would be said would pass for a part of the stream
+                raise
+            self._complain(error)
+            return verb != "receive"
+        except (KeyError, TypeError, ValueError) as error:
+            self._complain(PeerGone(f"the request cannot be understood: {error!r}"))
+            return False
+        self._say(answer or {})
+        return True
+
+    def _say(self, message: Mapping[str, object]) -> None:
+        say(self._stdout, message, self._silence)
+
+    def _complain(self, error: ButtervolumeError) -> None:
+        """Tell the other side of an error, if it still listens."""
+        try:
+            self._say({"error": str(error)[:2000], "code": type(error).__name__})
+        except (ButtervolumeError, OSError):
+            print(f"buttervolume: {error}", file=sys.stderr)  # noqa: T201 - nobody else is told
+
+    # Requests
+
+    def _name(self, request: Mapping[str, Any], key: str = "name") -> SnapshotName:
+        """The snapshot that a request is about, of a volume that may be touched."""
+        name = names.parse_snapshot(_text(request[key]))
+        self._guard.check_volume(name.volume)
+        return name
+
+    def _sender(self) -> str:
+        return self._guard.sender(self._node)
+
+    def _look(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """All that is here of a volume, as lineage needs it, after removing what transfers of the
+        same host have left behind."""
+        volume = self._guard.check_volume(_text(request["volume"]))
+        if "discard" in self._guard.verbs and self._node:
+            intake.sweep(self._directory, self._node, lambda other: other == volume)
+        try:
+            btrfs.sync(self._directory)
+            found = [*self._facts(volume)]
+            known = {facts.tree for facts in found}
+            strangers = {
+                str(facts.identity)
+                for facts in found
+                if not known.issuperset(uuids.found_by_receive(self._directory, facts.identity))
+            }
+        except OSError as error:
+            raise OperationFailed("look at the snapshots", error) from error
+        return {
+            "snapshots": [facts_as_json(facts) for facts in found],
+            "strangers": sorted(strangers),
+            "bound": not _is_top(self._directory),
+        }
+
+    def _facts(self, volume: str) -> "list[Facts]":
+        notes = {note.copy: note.sender for note in intake.notes_in(self._directory)}
+        found = []
+        for name in intake.snapshots_of(self._directory, volume):
+            path = self._directory / str(name)
+            try:
+                info = btrfs.info(path)
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
+            found.append(
+                Facts(
+                    name,
+                    uuid=info.uuid,
+                    parent_uuid=info.parent_uuid,
+                    received_uuid=info.received_uuid,
+                    readonly=info.readonly,
+                    otransid=info.created_in,
+                    tree=info.tree,
+                    ctransid=info.changed,
+                    send_transid=info.send_transid,
+                    receive_transid=info.receive_transid,
+                    settled=info.settled,
+                    receiving=notes.get(str(name)),
+                    backup=_is_backup(path),
+                )
+            )
+        return found
+
+    def _receive(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Take in a stream, which follows the request."""
+        name = self._name(request)
+        if name.is_marker:
+            raise NotAllowed(f"{name}: only snapshots are sent, and no markers of them")
+        parent = request.get("parent")
+        announced = Announced(
+            str(name),
+            UUID(_text(request["uuid"])),
+            int(request["ctransid"]),
+            UUID(_text(parent)) if parent else None,
+        )
+        space = _Space(self._directory, self._config.min_free if self._guard.is_on else 0)
+        space.check(0)
+        copy = Intake(self._directory).receive(
+            name,
+            announced,
+            self._sender(),
+            self._inlet,
+            Flow(),
+            version=NEWEST_VERSION,
+            before=space.check,
+        )
+        return {
+            "received": str(name),
+            "uuid": str(copy.uuid),
+            "parent": str(copy.parent_uuid) if copy.parent_uuid else None,
+            "ctransid": copy.send_transid,
+        }
+
+    def _discard(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        name = self._name(request)
+        intake.discard(self._directory, name, self._sender(), without_note=not self._guard.is_on)
+        return {"discarded": str(name)}
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        """Send a snapshot: what it is, then its stream. If the stream breaks off, so does the
+        session, since nothing else could be told from it."""
+        name = self._name(request)
+        path = self._whole(name)
+        info = btrfs.info(path)
+        parent_path = parent = None
+        if request.get("parent"):
+            parent_name = self._name(request, "parent")
+            if parent_name.volume != name.volume:
+                raise NotAllowed("a parent is of the same volume")
+            parent_path = self._whole(parent_name)
+            other = btrfs.info(parent_path)
+            parent = other.received_uuid or other.uuid
+        compressed = int(request.get("stream", 1)) >= 2 and stream_version() >= 2
+        self._say(
+            {
+                "stream": str(name),
+                "uuid": str(info.received_uuid or info.uuid),
+                "ctransid": info.changed,
+                "parent": str(parent) if parent else None,
+            }
+        )
+        argv = btrfs.send_command(path, parent=parent_path, compressed=compressed)
+        self._is_streaming = True
+        os.set_blocking(self._stdout, True)
+        with Process(argv, stdout=self._stdout) as process:
+            process.wait(Flow(), intake.STALL, process.written)
+            failure = process.failure()
+        if failure:
+            raise OperationFailed(f"send {name}", failure)
+        self._is_streaming = False
+
+    def _received(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Mark what the other side says it has: it is the parent of what it will ask for next."""
+        from buttervolume.store.catalog import Catalog
+        from buttervolume.store.snapshots import Snapshots
+        from buttervolume.store.volumes import Volumes
+
+        name = self._name(request)
+        self._whole(name)
+        try:
+            volumes = Volumes(self._config.volumes_path)
+        except OSError as error:
+            raise OperationFailed(f"mark {name}", error) from error
+        catalog = Catalog(self._directory, self._config.dtformat)
+        Snapshots(catalog, volumes).mark_sent(name, self._sender())
+        return {"marked": str(name)}
+
+    def _whole(self, name: SnapshotName) -> Path:
+        """The path of a snapshot that can be sent. Raises NoSuchSnapshot, IncompleteSnapshot."""
+        path = self._directory / str(name)
+        if not btrfs.is_subvolume(path):
+            raise NoSuchSnapshot(str(name))
+        if not btrfs.info(path).readonly or intake.has_note(self._directory, name):
+            raise IncompleteSnapshot(str(name))
+        return path
+
+
+class _Space:
+    """Watches over the free space while a stream comes in."""
+
+    def __init__(self, directory: Path, share: float) -> None:
+        self._directory = directory
+        self._share = share
+        # costs: what has been let through, what of it was on the disk, when to look again
+        self._passed = self._synced = self._next = 0
+
+    def check(self, cost: int) -> None:
+        """Raise TooLittleSpace if the stream would take from what is to be kept. `cost` is what it
+        may take with what comes next; how much that is in truth shows after a sync."""
+        if self._share and cost >= self._next:
+            free, kept = self._free(cost)
+            if free - kept < _LEAST_TO_SPARE and self._passed > self._synced:
+                btrfs.sync(self._directory)
+                self._synced = self._passed
+                free, kept = self._free(cost)
+            if free - kept < _LEAST_TO_SPARE:
+                raise TooLittleSpace(free, kept)
+            self._next = cost + _SPACE_STEP
+        self._passed = cost
+
+    def _free(self, cost: int) -> tuple[int, int]:
+        """What is free for sure, and how much of it is to be kept."""
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize - (cost - self._synced)
+        return max(0, free), round(status.f_blocks * status.f_frsize * self._share)
+
+
+def serve_rsync(config: Config, guard: Guard, asked: str) -> None:
+    """Become rsync, which reads volumes for the other side and sees nothing else.
+
+    Raises NotAllowed, BadName, OperationFailed, PeerGone, PeerSilent.
+    """
+    guard.check_verb("rsync")
+    secluded = _secluded_arguments(0) if is_secluded(asked) else []
+    reading = parse_rsync(asked, secluded, config.volumes_path, guard)
+    paths = [config.volumes_path / volume for volume in reading.volumes]
+    for path in paths:
+        if not btrfs.is_subvolume(path):
+            raise NotAllowed(f"{path.name}: there is no such volume")
+    try:
+        namespace.with_only(paths)
+    except OSError as error:
+        raise OperationFailed("confine rsync", error) from error
+    argv = reading.argv(config.volumes_path)
+    os.execvp(argv[0], argv)  # noqa: S606 - the arguments are of our making
+
+
+def _secluded_arguments(descriptor: int) -> list[str]:
+    """The arguments that rsync sends over its input, each ended by NUL, the last one empty, and
+    not a byte more (send_protected_args in rsync's rsync.c)."""
+    inlet = Inlet(descriptor, size=1)
+    said = b""
+    while not said.endswith(b"\0\0") and said != b"\0":
+        if len(said) > _LONGEST_REQUEST:
+            raise PeerGone("rsync's arguments have no end")
+        said += inlet.some(SILENCE)
+    os.set_blocking(descriptor, True)
+    first, *rest = said.decode(errors="surrogateescape").split("\0")[:-2]
+    return rest if first == "rsync" else [first, *rest]
+
+
+def run(config: Config, guard: Guard, asked: str | None) -> bool:
+    """Serve the other side of this process's input and output; whether all went well.
+
+    `asked` is what it asked sshd for, where this is a forced command.
+    """
+    try:
+        if guard.is_on and asked and not wants_session(asked):
+            serve_rsync(config, guard, asked)
+        return Peer(config, guard).serve()
+    except ButtervolumeError as error:
+        print(f"buttervolume: {error}", file=sys.stderr)  # noqa: T201 - where ssh shows it
+        return False
+
+
+def stream_version() -> int:
+    """The newest version of the stream that this host can make and take: 2 came with Linux and
+    btrfs-progs 6.0."""
+    try:
+        kernel = int(Path("/sys/fs/btrfs/features/send_stream_version").read_text())
+        progs = command.run(["btrfs", "--version"]).rpartition("v")[2]
+        newest = min(kernel, NEWEST_VERSION)
+        return newest if int(progs.partition(".")[0]) >= 6 else 1
+    except (OSError, ValueError, CommandFailed):
+        return 1
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("it must be text")
+    return value
+
+
+def _is_backup(path: Path) -> bool:
+    try:
+        return os.getxattr(path, _KIND, follow_symlinks=False) == b"backup"
+    except OSError:
+        return False
+
+
+def _is_top(directory: Path) -> bool:
+    """Whether what is mounted there is a subvolume: else `btrfs receive` finds no parent."""
+    from buttervolume.system import mounts
+
+    return os.stat(mounts.point_of(Path(os.path.realpath(directory)))).st_ino == 256
