@@ -141,9 +141,8 @@ def _serve_page(config: Config, services: Services, listener: socket.socket) -> 
 def settle_process() -> None:
     """Make the process what the daemon relies on, whatever started it."""
     os.umask(0o077)  # what others may read says so itself
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # ignored, no end of a command could be waited for
+    # ignored, as some parents leave it, it would keep the end of every command from us
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor in (0, 1, 2):  # else another file would get the number, and the log
         try:
             os.fstat(descriptor)
@@ -153,8 +152,11 @@ def settle_process() -> None:
 
 def _tidy(volumes: Volumes, leftovers: Sequence[str]) -> None:
     """What is to be set right after a start, and may take long."""
-    volumes.sweep(leftovers)
-    volumes.forget_origins()
+    try:
+        volumes.sweep(leftovers)
+        volumes.forget_origins()
+    except OSError as error:  # the directory has gone away, which every call tells
+        logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
 
 
 def catch_signals() -> int:

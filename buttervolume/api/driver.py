@@ -3,7 +3,8 @@
 import logging
 
 from buttervolume import names
-from buttervolume.api.http import Answer, Body, Endpoint, Lane, NoAnswer
+from buttervolume.api.body import Answer, Body, Unchanged
+from buttervolume.api.http import Endpoint, Lane, NoAnswer
 from buttervolume.errors import Unreadable
 from buttervolume.jobs.actions import USAGES
 from buttervolume.jobs.options import split_jobs
@@ -28,9 +29,10 @@ def create(services: Services, body: Body) -> Answer:
     jobs, others = split_jobs(name, body.mapping("Opts"))
     options = parse_options(others, also_valid=USAGES)
     names.check_volume_reference(name)
+    is_there = services.volumes.exists(name)
     with services.schedule.adding(jobs):
         services.volumes.create(name, options)
-    return {}
+    return Unchanged() if is_there and not jobs else {}
 
 
 def get(services: Services, body: Body) -> Answer:

@@ -7,16 +7,19 @@ comes in, `Err` is a string in every answer, and a domain error is HTTP 200.
 import json
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map
 
+from buttervolume.api.body import Answer, Body, MalformedRequest, Unchanged
+from buttervolume.api.records import record
 from buttervolume.errors import (
     ButtervolumeError,
     OperationFailed,
@@ -39,87 +42,6 @@ class NoAnswer(Exception):
     Docker tries again after a broken connection; from any answer of Get but a good one it
     concludes that the volume does not exist, and forgets its labels and options.
     """
-
-
-class MalformedRequest(Exception):
-    """A request that is not what the protocol says: HTTP 400, no effect."""
-
-
-class Body:
-    """The JSON object of a request. Null is the same as a key left out."""
-
-    def __init__(self, data: bytes) -> None:
-        try:
-            values = json.loads(data) if data.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise MalformedRequest(f"the request is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise MalformedRequest("the request must be a JSON object")
-        self._values: dict[str, Any] = values
-
-    def __str__(self) -> str:
-        return json.dumps(self._values)
-
-    def text(self, key: str) -> str:
-        """A string that must be there."""
-        value = self.optional_text(key)
-        if value is None:
-            raise MalformedRequest(f"{key} is missing")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        """A string, or None."""
-        value = self._values.get(key)
-        if value is not None and not isinstance(value, str):
-            raise MalformedRequest(f"{key} must be a string")
-        return value
-
-    def text_or_number(self, key: str) -> str:
-        """A string that must be there, or a whole number instead, as a string."""
-        value = self._values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        return self.text(key)
-
-    def texts(self, key: str) -> Sequence[str]:
-        """A list of strings that must be there, with one at the least."""
-        value = self._values.get(key)
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-            raise MalformedRequest(f"{key} must be a list of strings")
-        return value
-
-    def number(self, key: str) -> int:
-        """A whole number that must be there."""
-        value = self._values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise MalformedRequest(f"{key} must be a whole number")
-        return value
-
-    def optional_number(self, key: str, default: int, *, highest: int) -> int:
-        """A whole number from 1 on, not above some other one; or the default if left out."""
-        if self._values.get(key) is None:
-            return default
-        number = self.number(key)
-        if not 1 <= number <= highest:
-            raise MalformedRequest(f"{key} must be from 1 to {highest}")
-        return number
-
-    def flag(self, key: str) -> bool:
-        """A boolean, False if left out."""
-        value = self._values.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise MalformedRequest(f"{key} must be true or false")
-        return bool(value)
-
-    def mapping(self, key: str) -> Mapping[str, object]:
-        """An object, empty if left out."""
-        value = self._values.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise MalformedRequest(f"{key} must be an object")
-        return value or {}
-
-
-Answer = dict[str, object]
 
 
 class Lane(Enum):
@@ -157,6 +79,8 @@ class Endpoint:
     """Whether there is nothing to answer while the filesystem of the volumes is gone."""
     changes: bool = False
     """Whether it may change something: its failures are more than an answer to a question."""
+    runs_job: Callable[[Body], bool] = lambda _: False
+    """Whether a request runs a job, which the scheduler records."""
     empty_is_retry: bool = False
     """Whether an empty body can only be Docker's retry after a broken connection: no answer."""
 
@@ -199,10 +123,14 @@ def create_app(services: Services, endpoints: Iterable[Endpoint]) -> Flask:
                 raise NoAnswer
             body = Body(data)
             with ExitStack() as stack:
+                keep: Callable[[Answer], None] = _forget
+                if endpoint.changes and not endpoint.runs_job(body):
+                    keep = stack.enter_context(_recorded(services, endpoint, body))
                 stack.enter_context(services.volumes.mutexes.patience(endpoint.lane.patience))
                 if endpoint.lane is Lane.TRANSFER:
                     stack.enter_context(_slot(slots))
                 answer = endpoint.handler(services, body, **parts)
+                keep(answer)
             level = logging.INFO if endpoint.changes else logging.DEBUG
             if log.isEnabledFor(level):
                 said = shortened(str(body), 1024), shortened(str(answer), 512)
@@ -220,6 +148,35 @@ def create_app(services: Services, endpoints: Iterable[Endpoint]) -> Flask:
     for endpoint in endpoints:
         add(endpoint)
     return app
+
+
+def _forget(_: Answer) -> None:
+    """Keep no record of an answer."""
+
+
+@contextmanager
+def _recorded(
+    services: Services, endpoint: Endpoint, body: Body
+) -> Iterator[Callable[[Answer], None]]:
+    """Keep in the history what becomes of a call: the answer that the block gives, or its error."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    by = "docker" if endpoint.lane is Lane.DOCKER else "command"
+
+    def keep(answer: Answer) -> None:
+        if not isinstance(answer, Unchanged):
+            seconds = time.monotonic() - clock
+            run = record(endpoint.name, body, answer, started=started, seconds=seconds, by=by)
+            moved = tally.moved if endpoint.lane is Lane.TRANSFER else None
+            services.history.record(replace(run, bytes=moved))
+
+    with services.transfers.tally() as tally:
+        try:
+            yield keep
+        except (MalformedRequest, NoAnswer, VolumesUnavailable):
+            raise  # it was not understood, or will come again
+        except Exception as error:
+            keep({"Err": str(error) or type(error).__name__})
+            raise
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
-from buttervolume.api.http import Answer, Body, Endpoint, Lane
+from buttervolume.api.body import Answer, Body, Unchanged
+from buttervolume.api.http import Endpoint, Lane
 from buttervolume.api.seeing import details_of_snapshots
 from buttervolume.errors import (
     ButtervolumeError,
@@ -90,13 +91,14 @@ def purge(services: Services, body: Body) -> Answer:
     name, pattern = body.text("Name"), parse_pattern(body.text("Pattern"))
     if body.flag("Dryrun"):
         plan = services.snapshots.plan_purge(name, pattern)
-        return {
-            "Purged": [str(verdict.name) for verdict in plan.verdicts if not verdict.keep],
-            "Verdicts": [
+        return Unchanged(
+            Purged=[str(verdict.name) for verdict in plan.verdicts if not verdict.keep],
+            Verdicts=[
                 {"Name": str(verdict.name), "Keep": verdict.keep, "Reason": verdict.reason}
                 for verdict in plan.verdicts
             ],
-        } | _joined([pattern.warning, plan.warning])
+            **_joined([pattern.warning, plan.warning]),
+        )
     purged = services.snapshots.purge(name, pattern)
     warnings = _joined([pattern.warning, purged.warning])
     return {"Purged": purged.deleted, "Err": purged.explain()} | warnings
@@ -115,6 +117,10 @@ def set_job(services: Services, body: Body) -> Answer:
         if job and job.task.needs_volume and not concerned(volume, names):
             warnings.append(f"there is no volume {volume} yet")
     return _joined(warnings)
+
+
+def _is_now(body: Body) -> bool:
+    return body.get("Timer") == "now"
 
 
 def _run_now(services: Services, name: str, action: str) -> Answer:
@@ -187,7 +193,7 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Volume.Sync", synchronize, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Snapshots.Purge", purge, changes=True),
-    Endpoint("VolumeDriver.Schedule", set_job, on_volumes=False, changes=True),
+    Endpoint("VolumeDriver.Schedule", set_job, on_volumes=False, changes=True, runs_job=_is_now),
     Endpoint("VolumeDriver.Schedule.List", list_jobs, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Schedule.Pause", pause_jobs, on_volumes=False, changes=True),
     Endpoint("VolumeDriver.Schedule.Resume", resume_jobs, on_volumes=False, changes=True),

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime
 
-from buttervolume.api.http import Answer, Body, Endpoint
+from buttervolume.api.body import Answer, Body
+from buttervolume.api.http import Endpoint
 from buttervolume.errors import NoSuchVolume
 from buttervolume.jobs.history import parse_since
 from buttervolume.names import check_volume_reference
