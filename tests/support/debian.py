@@ -69,12 +69,16 @@ class Debian:
             mount -t tmpfs -o mode=0755 tmpfs run
             mkdir -p old && pivot_root . old && umount -l old && rmdir old
         """
-        self._nsenter("sh", "-ec", script, "sh", str(self.root))
+        run(*self._enter, "sh", "-ec", script, "sh", str(self.root))
 
     def run(self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = 600) -> str:
         """Run a command in directory `/`; its output. A failure is an AssertionError."""
+        return run(*self.argv(*argv, env=env), timeout=timeout)
+
+    def argv(self, *argv: str, env: Mapping[str, str] | None = None) -> list[str]:
+        """What runs a command in there, in directory `/` and with a clean environment."""
         clean = ["env", "-i", *(f"{name}={value}" for name, value in variables(env).items())]
-        return self._nsenter(*clean, *argv, timeout=timeout)
+        return [*self._enter, *clean, *argv]
 
     def popen(self, *argv: str, log: Path) -> Process:
         """Start a command that runs until it is stopped, or the root closes."""
@@ -102,9 +106,9 @@ class Debian:
         listed = self.run("dpkg-query", "-f", "${Package} ${db:Status-Abbrev}\\n", "-W")
         return {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
 
-    def _nsenter(self, *argv: str, timeout: float = 60) -> str:
-        inside = ("nsenter", "--all", "--target", str(self._namespaces.pid), "--")
-        return run(*inside, *argv, timeout=timeout)
+    @property
+    def _enter(self) -> list[str]:
+        return ["nsenter", "--all", "--target", str(self._namespaces.pid), "--"]
 
 
 def copy_checkout(target: Path) -> None:
