@@ -48,10 +48,13 @@ needs strace command -v strace
 needs xfsprogs command -v mkfs.xfs
 needs debootstrap command -v debootstrap
 needs shellcheck command -v shellcheck
-needs chromium command -v chromium
-needs chromium-driver command -v chromedriver
-needs prometheus bash -c 'command -v prometheus && command -v promtool'
-needs npm command -v npm
+# the page is shown in a browser; it is large, so it comes only where its tests are meant
+if [[ $* != *tests/* || $* == *tests/web* ]]; then
+    needs chromium command -v chromium
+    needs chromium-driver command -v chromedriver
+    needs prometheus bash -c 'command -v prometheus && command -v promtool'
+    needs npm command -v npm
+fi
 [[ ${#missing[@]} -eq 0 ]] || install_quietly "${missing[@]}"
 
 # The tests make images of a static busybox. Its package excludes the dynamic one, which many
@@ -69,8 +72,8 @@ if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" &>/dev/null; t
 fi
 
 # The tests of the page let axe-core look for what keeps people out (Deque, MPL-2.0).
-axe=axe-core-4.10.3
-if [[ ! -e .cache/$axe.tgz ]]; then
+axe="axe-core-4.10.3"
+if command -v npm >/dev/null && [[ ! -e .cache/$axe.tgz ]]; then
     mkdir -p .cache
     npm pack --silent --pack-destination .cache "${axe/core-/core@}" >/dev/null
 fi

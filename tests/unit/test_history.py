@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -303,7 +304,8 @@ def test_a_database_that_breaks_while_it_is_used_loses_no_memory(
             other.commit()
             other.close()
 
-    break_it(sqlite3.connect(":memory:"))
+    with closing(sqlite3.connect(":memory:")) as any_other:
+        break_it(any_other)
     diary.history.record(run(1), "snapshot web", Memory(NOON + HOUR))
     diary.history.flush()
 
