@@ -60,7 +60,12 @@ def _serve(config: Config) -> None:
         snapshots = Snapshots(catalog, volumes)
         transfers = Transfers()
         replication = Replication(
-            volumes, catalog, snapshots, port=config.ssh_port, transfers=transfers
+            volumes,
+            catalog,
+            snapshots,
+            port=config.ssh_port,
+            node=config.node,
+            transfers=transfers,
         )
         schedule = Schedule(config.schedule)
         history = History(config.history)

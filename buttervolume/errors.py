@@ -314,6 +314,33 @@ class ForeignCopy(ButtervolumeError):
         )
 
 
+class ChangedCopy(ButtervolumeError):
+    """A snapshot that was received is not any more what it was."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name}: this snapshot was changed after it was received, and would pass for what it "
+            "is not; restore it and take a new snapshot, or remove it"
+        )
+
+
+class Diverged(ButtervolumeError):
+    """A send would bury a history that was made on the other host."""
+
+    def __init__(self, host: str, volume: str, theirs: str, ours: str) -> None:
+        self.host = host
+        self.volume = volume
+        self.theirs = theirs
+        self.ours = ours
+        here = f"the newest here is {ours}" if ours else "there is none here"
+        super().__init__(
+            f"{volume} has gone its own way on {host}: its newest snapshot there, {theirs}, was "
+            f"made there and has not come here, and {here}; receive and restore it "
+            f"(buttervolume restore --from {host} {volume}), remove it there, or send with --force"
+        )
+
+
 class SyncFailed(ButtervolumeError):
     """Volumes that could not be synchronized from some hosts, each with the reason."""
 

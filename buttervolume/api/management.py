@@ -64,8 +64,8 @@ def clone(services: Services, body: Body) -> Answer:
 def send(services: Services, body: Body) -> Answer:
     """Send a snapshot to another host."""
     name, host = body.text("Name"), body.text("Host")
-    services.replication.send(name, host)
-    return {}
+    sent = services.replication.send(name, host, force=body.flag("Force"))
+    return {"Warning": sent.warning} if sent.warning else {}
 
 
 def synchronize(services: Services, body: Body) -> Answer:

@@ -202,7 +202,7 @@ def copy_for_changes(origin: Facts, here: Side, there: Side) -> list[Facts]:
     found = found_by_receive(there, origin.identity)
     if not found or any(facts.name.volume != origin.name.volume for facts in found):
         return []
-    copies = [f for f in found if _is_copy(origin, f) or _came_by_a_third_host(origin, f)]
+    copies = [f for f in found if _is_known(origin, [f])]
     if not copies or any(f != copies[0] and not _same_state(copies[0], f) for f in found):
         return []
     return found

@@ -86,12 +86,12 @@ class Catalog:
             self._check_available()
             raise NoSuchSnapshot(name)
         try:
-            is_complete = btrfs.info(path).is_complete
+            is_whole = self._is_whole(name)
         except FileNotFoundError as error:  # removed meanwhile
             raise NoSuchSnapshot(name) from error
         except OSError as error:
             raise Unreadable(name, error) from error
-        if not is_complete:
+        if not is_whole:
             raise IncompleteSnapshot(name)
         return path
 
@@ -103,6 +103,12 @@ class Catalog:
         except OSError as error:
             self._check_available()
             raise Unreadable(name, error) from error
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a snapshot is complete, and no note says that it is not on the disk yet."""
+        if os.path.lexists(self.path / names.receiving_note(name)):
+            return False
+        return btrfs.info(self.path / name).is_complete
 
     # Questions
 
@@ -142,7 +148,7 @@ class Catalog:
         the directory's time."""
         for name in (*listing.incomplete, *listing.unreadable):
             try:
-                if btrfs.info(self.path / str(name)).is_complete:
+                if self._is_whole(str(name)):
                     return True
             except FileNotFoundError:
                 return True
@@ -155,19 +161,22 @@ class Catalog:
         index: dict[str, tuple[int, Snapshot]] = {}
         incomplete: list[SnapshotName] = []
         unreadable: dict[SnapshotName, OSError] = {}
-        with os.scandir(self.path) as entries:
+        with os.scandir(self.path) as directory:
+            entries = list(directory)
             device = os.stat(self.path).st_dev
+            receiving = {e.name for e in entries if e.name.startswith(names.RECEIVING)}
             for entry in entries:
                 number = entry.inode()  # for a subvolume, BTRFS gives the number of its tree here
                 known = self._index.get(entry.name)
-                if known and known[0] == number:
+                noted = bool(receiving) and names.receiving_note(entry.name) in receiving
+                if known and known[0] == number and not noted:
                     index[entry.name] = known
                     continue
                 try:
                     name = names.parse_snapshot(entry.name)
                     if not btrfs.is_subvolume_root(entry.stat(follow_symlinks=False), device):
                         continue
-                    if btrfs.info(self.path / entry.name).is_complete:
+                    if not noted and btrfs.info(self.path / entry.name).is_complete:
                         index[entry.name] = number, Snapshot(name, self.moment_of(name))
                     else:
                         incomplete.append(name)

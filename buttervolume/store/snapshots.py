@@ -177,6 +177,7 @@ class Snapshots:
                 raise SnapshotBusy(name)
             try:
                 nested.delete_tree(path)
+                path.with_name(names.receiving_note(name)).unlink(missing_ok=True)
                 self._names_on_disk.sync()
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error

@@ -257,10 +257,20 @@ class Process:
             return 0
         return int(counters.partition("wchar: ")[2].split()[0])
 
-    def wait(self, flow: Flow, limit: float, moved: Callable[[], int] = lambda: 0) -> None:
+    def has_printed(self, line: bytes | None) -> bool:
+        """Whether it has printed this, in a line of its own."""
+        return line is not None and line in bytes(self._reader.printed).split(b"\n")[:-1]
+
+    def wait(
+        self,
+        flow: Flow,
+        limit: float,
+        moved: Callable[[], int] = lambda: 0,
+        may_rest: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Wait for the end, and let the flow know meanwhile what has `moved`, in bytes. Raises
         Cancelled, TooMuchOutput, or Stalled after `limit` seconds in which nothing worth mentioning
-        did."""
+        did, unless it `may_rest`."""
         last_move, until_then = time.monotonic(), moved()
         with _pidfd(self) as descriptor:
             while not _poll(descriptor, select.POLLIN):
@@ -270,7 +280,7 @@ class Process:
                 flow.moved = max(flow.moved, by_now)
                 if by_now >= until_then + _NOTABLE:
                     last_move, until_then = time.monotonic(), by_now
-                if time.monotonic() - last_move > limit:
+                if time.monotonic() - last_move > limit and not may_rest():
                     raise Stalled(limit)
             flow.moved = max(flow.moved, moved())
         self.popen.wait()
@@ -320,13 +330,17 @@ def pipe(
     flow: Flow,
     *,
     stall: float,
-    moved: Callable[[], int],
+    moved: Callable[["Process"], int],
+    arrived: bytes | None = None,
 ) -> str:
     """Run `source | sink` to the end of both and return what the sink printed.
 
     One pipe joins them, as in a shell, so that nothing of the way is ours. `moved` tells how many
-    bytes have come out of it at the other end. Raises PipelineFailed if either end fails, Stalled
-    if none worth mentioning does for `stall` seconds, TooMuchOutput, Cancelled.
+    bytes have come out of it at the other end, of which it gets the process. Once the sink has
+    printed the line `arrived`, it has everything, and may take as long as it likes.
+
+    Raises PipelineFailed if either end fails, Stalled if none worth mentioning does for `stall`
+    seconds, TooMuchOutput, Cancelled.
     """
     out_of_pipe, into_pipe = os.pipe()
     with ExitStack() as stack:
@@ -337,21 +351,27 @@ def pipe(
         finally:  # else neither would learn of the other's end
             os.close(out_of_pipe)
             os.close(into_pipe)
-        sender.wait(flow, stall, moved)
-        receiver.wait(flow, stall, moved)
+        sender.wait(flow, stall, lambda: moved(receiver))
+        receiver.wait(flow, stall, lambda: moved(receiver), lambda: receiver.has_printed(arrived))
         failures = [end.failure() for end in (sender, receiver)]
         if any(failures):
             raise PipelineFailed([failure for failure in failures if failure])
         return receiver.output()
 
 
-def watch(argv: Sequence[str], flow: Flow, on_output: Callable[[bytes], None]) -> None:
+def watch(
+    argv: Sequence[str],
+    flow: Flow,
+    on_output: Callable[[bytes], None],
+    stdin: int | None = None,
+) -> None:
     """Run a long command that reports on its output; raise CommandFailed, Cancelled.
 
     It is looked at a few times a second only: rsync reports each of its files. That it comes to an
     end when nothing moves is left to the command.
     """
-    with Process(argv, stdout=PIPE) as process:
+    nothing = subprocess.DEVNULL
+    with Process(argv, stdin=nothing if stdin is None else stdin, stdout=PIPE) as process:
         assert process.popen.stdout is not None
         report = process.popen.stdout.fileno()
         enlarge(report)

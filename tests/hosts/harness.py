@@ -26,6 +26,7 @@ TRANSFER_PROGRAMS = ("ssh", "btrfs", "rsync", "sshd-session", "sshd-auth")
 MEBIBYTE = 1 << 20
 
 PRELUDE = f"""
+import socket
 import sys
 from pathlib import Path
 from buttervolume.errors import ButtervolumeError
@@ -39,8 +40,19 @@ volumes = Volumes(Path({VOLUMES!r}))
 catalog = Catalog(Path({SNAPSHOTS!r}), {DATE_FORMAT!r}, volumes.check_available)
 snapshots = Snapshots(catalog, volumes)
 
-def replication(**parameters):
-    return Replication(volumes, catalog, snapshots, port=1122, transfers=Transfers(), **parameters)
+class Plain:  # its outcomes print as plainly as can be
+    def __init__(self, **parameters):
+        parameters = {{"port": 1122, "node": socket.gethostname(), **parameters}}
+        transfers = Transfers()
+        made = Replication(volumes, catalog, snapshots, transfers=transfers, **parameters)
+        self._made = made
+        self.replicate, self.synchronize = made.replicate, made.synchronize
+
+    def send(self, snapshot, host, **how):
+        self._made.send(snapshot, host, **how)
+
+
+replication = Plain
 
 def outcome(function, *arguments):
     try:

@@ -199,12 +199,14 @@ def left_over(host: Host, volume: str) -> list[str]:
 def test_it_can_be_cancelled(pair: Pair, volume: str, syncing: Background) -> None:
     [transfer] = pair.alpha.transfers()
     pair.alpha.api.call("Transfers.Cancel", Id=transfer["Id"])
+    [before] = pair.alpha.snapshot_names(volume)
     assert syncing.error(10) == (
-        f"not synchronized: {volume} from beta: the transfer was cancelled"
+        f"not synchronized: {volume} from beta: the transfer was cancelled; "
+        f"{volume} as it was before is {before}"
     )
     pair.wait_until_idle()
     assert left_over(pair.alpha, volume) == []
-    assert pair.alpha.snapshot_names(volume) == []
+    assert pair.alpha.snapshot_names(volume) == [before], "rsync has written to the volume"
 
 
 def test_the_daemon_is_stopped(pair: Pair, volume: str, syncing: Background) -> None:

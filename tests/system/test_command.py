@@ -107,7 +107,7 @@ def pipe(
     stall: float = PATIENT,
     moved: Callable[[], int] = lambda: 0,
 ) -> str:
-    return command.pipe(source, sink, flow or Flow(), stall=stall, moved=moved)
+    return command.pipe(source, sink, flow or Flow(), stall=stall, moved=lambda _: moved())
 
 
 def size_of(path: Path) -> Callable[[], int]:

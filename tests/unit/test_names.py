@@ -158,3 +158,11 @@ def test_a_snapshot_name_that_no_file_can_have_is_refused_with_the_reason() -> N
         names.new_snapshot("v" * 250, "2026-01-02T03:04:05.000006")
     with pytest.raises(BadName, match="longer than 255 bytes"):
         names.new_snapshot("ü" * 120, "2026-01-02T03:04:05.000006")
+
+
+def test_a_note_beside_a_copy_fits_whatever_the_copy_s_name() -> None:
+    assert names.receiving_note("db@2026") == ".buttervolume-receiving-db@2026"
+    notes = {names.receiving_note("é" * length) for length in range(1, 128)}
+    assert len(notes) == 127
+    assert all(len(note.encode()) <= 255 for note in notes)
+    assert names.receiving_note("\udcff@1").startswith(".buttervolume-receiving-")

@@ -1,0 +1,377 @@
+"""Snapshots sent to other hosts: look, decide by lineage, send, verify, mark."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from buttervolume import names
+from buttervolume.errors import (
+    BadName,
+    ButtervolumeError,
+    Cancelled,
+    ChangedCopy,
+    Diverged,
+    ForeignCopy,
+    HostFailed,
+    NoSuchSnapshot,
+    PipelineFailed,
+    SnapshotBusy,
+    Stalled,
+    TooMuchOutput,
+    TransferBusy,
+)
+from buttervolume.hosts import lineage, ssh
+from buttervolume.hosts.lineage import Copy, Facts, Side
+from buttervolume.hosts.local import Local
+from buttervolume.hosts.remote import RECEIVED, Look, Remote, stream_version
+from buttervolume.hosts.ssh import Connection
+from buttervolume.hosts.transfers import Transfer, Transfers
+from buttervolume.names import SnapshotName
+from buttervolume.store.snapshots import Snapshots, Taken
+from buttervolume.store.volumes import Volumes
+from buttervolume.system import btrfs, command
+from buttervolume.system.command import Flow, Process
+from buttervolume.system.locks import Holds
+
+STALL = 300.0
+"""Seconds without a byte after which a transfer is ended; on the whole it may take days."""
+_CLEAN_UP_LIMIT = 60.0
+"""Seconds for each step of removing a partial copy after a failure; the next try does what takes
+longer."""
+_SENDING = "sending"
+"""The phase of a transfer in which a failure leaves a partial copy."""
+_MOST_EXAMINED = 5
+"""Possible parents that are looked at one by one, the newest first."""
+
+
+class MissingParent(ButtervolumeError):
+    """The other host no longer has the parent of an incremental send."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What has become of a send."""
+
+    snapshot: str
+    created: bool = False
+    """Whether the snapshot was taken for it."""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """What a stream of changes begins from: the snapshot here, and what may be it there."""
+
+    snapshot: SnapshotName
+    copies: Sequence[Facts]
+
+
+class Sender:
+    """Sends snapshots to other hosts."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        snapshots: Snapshots,
+        local: Local,
+        *,
+        port: int,
+        node: str,
+        transfers: Transfers,
+        stall: float = STALL,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
+        seconds. The other hosts keep snapshots at the path that they have here."""
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._local = local
+        self._port = port
+        self._node = node
+        self._transfers = transfers
+        self._stall = stall
+        self._now = now
+        self._sending: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
+        self._log = logging.getLogger(__name__)
+
+    def send(self, snapshot: str, host: str, *, force: bool = False) -> Sent:
+        """Copy a snapshot to a host, incrementally if both share one of the volume.
+
+        When this returns, the copy there is complete, verified and on the disk, and a sent marker
+        says so. With `force`, a history that was made there does not matter.
+
+        Raises NoSuchSnapshot, IncompleteSnapshot, TransferBusy, HostFailed, ForeignCopy, Diverged,
+        ChangedCopy, OperationFailed, Cancelled.
+        """
+        names.check_host(host)
+        name = names.parse_snapshot(snapshot)
+        if name.is_marker:
+            raise BadName("snapshot to send", snapshot, "it is a sent marker; send its snapshot")
+        with self._alone(name.volume, host), self._snapshots.in_transfer.hold(snapshot):
+            self._local.check_complete(snapshot)
+            warning = self._transfer_one(name, host, force=force)
+            self._snapshots.mark_sent(name, host)
+        return Sent(snapshot, warning=warning)
+
+    def send_all(self, volume: str, host: str, *, force: bool = False) -> list[Sent]:
+        """Send every snapshot of a volume that a host lacks and that is newer than the newest that
+        both have (all, if both have none), the oldest first, each as changes of the one before.
+
+        A failure keeps what has arrived. Raises as `send` does, NoSuchVolume.
+        """
+        names.check_host(host)
+        names.check_volume_reference(volume)
+        if not self._local.has(volume):
+            self._volumes.mountpoint(volume)
+        sent: list[Sent] = []
+        for name in self._missing(volume, host):
+            sent.append(self.send(str(name), host, force=force))
+        return sent
+
+    def replicate(self, volume: str, host: str, *, force: bool = False) -> Sent:
+        """Snapshot a volume and send the snapshot; or, if the volume has not changed since the last
+        snapshot that the host got, make sure that the host still has that.
+
+        When the send fails, the new snapshot goes, so that a host that is down leaves no pile.
+        """
+        unchanged = self._sent_and_unchanged(volume, host)
+        if unchanged:
+            return self.send(unchanged, host, force=force)
+        taken = self._snapshots.take(volume, provisional=True)
+        if taken.left_out:
+            self._log.warning("%s: not in it: %s", taken.name, ", ".join(taken.left_out))
+        try:
+            sent = self.send(taken.name, host, force=force)
+        except BaseException:
+            self._forget(taken)
+            raise
+        return Sent(sent.snapshot, created=True, warning=sent.warning)
+
+    @contextmanager
+    def _alone(self, volume: str, host: str) -> Iterator[None]:
+        """One send of a volume to a host at a time."""
+        with self._sending.claim([f"{volume}@{host}"]) as claimed:
+            if not claimed:
+                raise TransferBusy(volume, host)
+            yield
+
+    def _forget(self, taken: Taken) -> None:
+        """Remove a snapshot that was taken for nothing; whatever is in the way, the failure of the
+        transfer matters more."""
+        try:
+            self._snapshots.remove(taken.name)
+        except ButtervolumeError as error:
+            self._log.warning("%s", error)
+
+    def _sent_and_unchanged(self, volume: str, host: str) -> str | None:
+        """The last snapshot that a host got, if it still is what the volume holds."""
+        path = self._volumes.mountpoint(volume)
+        last = self._local.last_sent(volume, host)
+        if last is None:
+            return None
+        try:
+            taken_from = btrfs.info(self._local.check_complete(str(last)))
+        except (NoSuchSnapshot, OSError):
+            return None
+        btrfs.sync(path)
+        now = btrfs.info(path)
+        same = taken_from.parent_uuid == now.uuid and now.changed <= taken_from.created_in
+        return str(last) if same else None
+
+    def _missing(self, volume: str, host: str) -> list[SnapshotName]:
+        """The snapshots that a host lacks."""
+        here = self._local.side(volume)
+        newest = lineage.newest(here, volume, self._now())
+        if newest is None:
+            return []
+        label = str(newest.name)
+        with (
+            self._transfers.start("send", volume, label, host) as transfer,
+            ssh.connect(host, self._port, transfer.flow, self._stall) as connection,
+        ):
+            transfer.phase = "looking"
+            look = self._remote(connection).look(newest.name, transfer.flow)
+        return [facts.name for facts in lineage.missing(here, look.side, volume, self._now())]
+
+    def _remote(self, connection: Connection) -> Remote:
+        return Remote(connection, str(self._local.path), self._node, self._local.moment_of)
+
+    # One transfer
+
+    def _transfer_one(self, name: SnapshotName, host: str, *, force: bool) -> str:
+        """Send a snapshot, and clean up if that fails. Returns a warning, if there is one."""
+        with self._transfers.start("send", name.volume, str(name), host) as transfer:
+            try:
+                with ssh.connect(host, self._port, transfer.flow, self._stall) as connection:
+                    return self._send(name, connection, transfer, force=force)
+            except ButtervolumeError:
+                if transfer.phase == _SENDING:
+                    transfer.phase = "cleaning up"
+                    self._discard(name, host)
+                raise
+
+    def _send(
+        self, name: SnapshotName, connection: Connection, transfer: Transfer, *, force: bool
+    ) -> str:
+        remote, flow = self._remote(connection), transfer.flow
+        here = self._local.side(name.volume)
+        origin = here.of(name)
+        if origin is None:
+            raise NoSuchSnapshot(str(name))
+        if origin.was_changed:
+            raise ChangedCopy(str(name))
+        transfer.phase = "looking"
+        look = remote.look(name, flow)
+        copy = look.side.of(name)
+        state = Copy.FOREIGN if look.is_in_the_way else lineage.judge_copy(origin, copy)
+        if state is Copy.COMPLETE:
+            self._log.info("%s is complete on %s already", name, connection.host)
+            return ""
+        path = self._local.path / str(name)
+        if state is Copy.FOREIGN:
+            raise ForeignCopy(connection.host, path, "no copy of this snapshot")
+        if copy and copy.receiving not in (None, self._node):
+            what = f"{copy.receiving} is sending it there, or has left it behind"
+            raise ForeignCopy(connection.host, path, what)
+        if not force:
+            self._check_not_buried(name.volume, here, look.side, remote, flow)
+        if state is Copy.PARTIAL:
+            self._log.info("%s: removing the partial copy on %s", name, connection.host)
+            remote.discard(name, flow)
+        warning = _warning_of_bind(connection.host, self._local.path, look)
+        with self._parent(origin, here, look, remote, flow) as parent:
+            try:
+                self._stream(origin, parent, look, remote, connection, transfer)
+            except MissingParent:
+                lost = parent.snapshot if parent else None
+                self._log.info("%s: %s misses %s; sending in full", name, connection.host, lost)
+                remote.discard(name, flow)
+                self._stream(origin, None, look, remote, connection, transfer)
+        if warning:
+            self._log.warning("%s", warning)
+        return warning
+
+    def _check_not_buried(
+        self, volume: str, here: Side, there: Side, remote: Remote, flow: Flow
+    ) -> None:
+        """Raise Diverged if the other host has a history of its own that is the newest there."""
+        asked: set[SnapshotName] = set()
+        while tip := lineage.buried(here, there, volume, self._now()):
+            if tip.name in asked:
+                ours = lineage.newest(here, volume, self._now())
+                raise Diverged(remote.host, volume, str(tip.name), str(ours.name) if ours else "")
+            asked.add(tip.name)  # a restore there may have made it
+            there = remote.examine(there, [tip.name], flow)
+
+    @contextmanager
+    def _parent(
+        self, origin: Facts, here: Side, look: Look, remote: Remote, flow: Flow
+    ) -> Iterator[_Parent | None]:
+        """The parent to use, held so that nobody removes it; None for a full send."""
+        if look.is_bound and look.mount is None:
+            yield None
+            return
+        there = look.side
+        with ExitStack() as stack:
+            for candidate in lineage.parents(origin, here, there)[:_MOST_EXAMINED]:
+                copies = lineage.copy_for_changes(candidate, here, there)
+                there = remote.examine(there, [copy.name for copy in copies], flow)
+                copies = lineage.copy_for_changes(candidate, here, there)
+                if not copies:
+                    continue
+                try:
+                    stack.enter_context(self._snapshots.in_transfer.hold(str(candidate.name)))
+                    self._local.check_complete(str(candidate.name))
+                except (SnapshotBusy, NoSuchSnapshot):
+                    continue  # it is being removed
+                yield _Parent(candidate.name, copies)
+                return
+            yield None
+
+    def _stream(
+        self,
+        origin: Facts,
+        parent: _Parent | None,
+        look: Look,
+        remote: Remote,
+        connection: Connection,
+        transfer: Transfer,
+    ) -> None:
+        """Send, and verify what has arrived."""
+        name = origin.name
+        transfer.phase, transfer.parent = _SENDING, str(parent.snapshot) if parent else None
+        how = f"as changes since {parent.snapshot}" if parent else "in full"
+        self._log.info("%s: sending to %s, %s", name, connection.host, how)
+        source = btrfs.send_command(
+            self._local.path / str(name),
+            parent=self._local.path / str(parent.snapshot) if parent else None,
+            compressed=min(look.stream_version, self._own_stream_version()) >= 2,
+        )
+        copies = parent.copies if parent else ()
+        sink = remote.receive_argv(name, origin, copies, look.mount)
+        before = connection.passed_on()
+
+        def moved(process: Process) -> int:
+            return connection.passed_on() - before + process.written()
+
+        try:
+            said = command.pipe(
+                source,
+                sink,
+                transfer.flow,
+                stall=self._stall,
+                moved=moved,
+                arrived=RECEIVED.encode(),
+            )
+            remote.check_received(said, origin, copies)
+        except (PipelineFailed, Stalled, TooMuchOutput, Cancelled, HostFailed) as error:
+            raise _explain(error, connection, parent) from error
+
+    def _discard(self, name: SnapshotName, host: str) -> None:
+        """Remove the partial copy that a failed send has left, if the host answers; if not, the
+        next look there does. Nothing else is ever removed there."""
+        flow = Flow()  # the transfer's own may be cancelled
+        limit = min(self._stall, _CLEAN_UP_LIMIT)
+        try:
+            with ssh.connect(host, self._port, flow, limit) as connection:
+                self._remote(connection).discard(name, flow)
+        except ButtervolumeError as error:
+            self._log.warning("%s: a partial copy may be left on %s: %s", name, host, error)
+
+    def _own_stream_version(self) -> int:
+        try:
+            feature = Path("/sys/fs/btrfs/features/send_stream_version").read_text()
+        except OSError:
+            return 1
+        return stream_version(command.run(["btrfs", "--version"]), feature)
+
+
+def _warning_of_bind(host: str, path: Path, look: Look) -> str:
+    if not look.is_bound or look.mount is not None:
+        return ""
+    return (
+        f"{host}: {path} is in a bind mount of a plain directory, where btrfs receives no changes, "
+        "so the snapshot was sent in full; mount a subvolume there, or the whole filesystem "
+        "anywhere else"
+    )
+
+
+def _explain(
+    error: ButtervolumeError, connection: Connection, parent: _Parent | None
+) -> ButtervolumeError:
+    host = connection.host
+    if isinstance(error, HostFailed | Cancelled):
+        return error
+    if not isinstance(error, PipelineFailed):
+        return HostFailed(host, str(error))
+    cause = error.failures[0]
+    if cause.argv[0] == "btrfs":
+        return HostFailed(host, f"btrfs send failed on this side: {ssh.explain(cause)}")
+    lost = cause.status == ssh.CONNECTION_FAILED
+    if parent and not lost and re.search(r"parent subvol|source subvol", cause.stderr):
+        return MissingParent(str(parent.snapshot))
+    return HostFailed(host, connection.explain(cause))
