@@ -128,8 +128,10 @@ class Scheduler:
         self._planned = datetime.max.replace(tzinfo=UTC)
         self._jobs: dict[str, Job] = {}
         self._waiting: frozenset[str] = frozenset()
-        self._due: list[tuple[datetime, str]] = []
-        """A heap of when to look at which job; it may be too early, never too late."""
+        self._due: list[tuple[datetime, int, str]] = []
+        """A heap of when to look at which job, by its place in the file and its key; it may be too
+        early, never too late."""
+        self._places: dict[str, int] = {}
         self._slots = threading.BoundedSemaphore(TRANSFERS_NOW)
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
@@ -181,7 +183,7 @@ class Scheduler:
                 self._plan(contents, names, now)
             self._planned = now
             while not (contents.paused or self._stopping) and self._due and self._due[0][0] <= now:
-                self._consider(heapq.heappop(self._due)[1], now)
+                self._consider(heapq.heappop(self._due)[2], now)
 
     def _plan(self, contents: Contents, names: Sequence[str], now: datetime) -> None:
         """Find out which jobs there are, and when each may start."""
@@ -203,8 +205,9 @@ class Scheduler:
             key for key, job in jobs.items() if job.task.needs_volume and job.volume not in existing
         )
         self._contents, self._names, self._jobs = contents, names, jobs
+        self._places = {key: place for place, key in enumerate(jobs)}
         self._due = [
-            (may_start(job, self._memories[key], now, self._slack), key)
+            (may_start(job, self._memories[key], now, self._slack), self._places[key], key)
             for key, job in jobs.items()
             if job.active and key not in self._waiting
         ]
@@ -222,9 +225,13 @@ class Scheduler:
                 self._hand_out(job, now)
                 return
             except RuntimeError:  # no thread can begin now
-                heapq.heappush(self._due, (start, key))
+                self._look_at(key, start)
                 raise
-        heapq.heappush(self._due, (start, key))
+        self._look_at(key, start)
+
+    def _look_at(self, key: str, moment: datetime) -> None:
+        """Look at a job at a moment."""
+        heapq.heappush(self._due, (moment, self._places[key], key))
 
     def _hand_out(self, job: Job, now: datetime) -> None:
         """Give a job to its workers, or let it wait until no other of its kind works there."""
@@ -366,7 +373,7 @@ class Scheduler:
                     start = min(now + LONGEST_WAIT, scheduled.when.after(now))
                 else:
                     start = may_start(scheduled, self._memories[job.key], now, self._slack)
-                heapq.heappush(self._due, (start, job.key))
+                self._look_at(job.key, start)
 
 
 def _waits(job: Job, error: ButtervolumeError) -> bool:

@@ -1,9 +1,11 @@
 """The history that a daemon writes, as a test looks into it while the daemon runs."""
 
+import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -14,12 +16,18 @@ def _rows(path: Path, query: str, *values: object) -> list[dict[str, Any]]:
     """What a query finds; nothing if there is no database yet."""
     if not path.exists():
         return []
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(query, values)]
-    except sqlite3.OperationalError:  # it is being made
-        return []
+    # a copy: sqlite would follow /proc/<pid>/root, by which hosts of the tests are reached, to "/"
+    with TemporaryDirectory() as directory:
+        copy = Path(directory, "copy")
+        try:
+            shutil.copyfile(path, copy)
+            with suppress(FileNotFoundError):  # all of it is in the database
+                shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+            with closing(sqlite3.connect(copy)) as connection:
+                connection.row_factory = sqlite3.Row
+                return [dict(row) for row in connection.execute(query, values)]
+        except sqlite3.DatabaseError:  # it is being made, or changed
+            return []
 
 
 def memory(path: Path, job: str) -> dict[str, Any]:

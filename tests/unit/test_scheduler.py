@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from buttervolume.errors import ButtervolumeError
+from buttervolume.errors import ButtervolumeError, NoSuchVolume, TooManyTransfers
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs import scheduler as module
@@ -25,7 +25,7 @@ from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History
 from buttervolume.jobs.memory import Memory
 from buttervolume.jobs.schedule import Contents, Schedule
-from buttervolume.jobs.scheduler import POOL, Scheduler
+from buttervolume.jobs.scheduler import POOL, TRANSFERS_NOW, Scheduler
 from buttervolume.store.retention import Pattern
 from buttervolume.store.snapshots import Purged, Snapshots, Taken
 from tests.support.wait import wait_until
@@ -65,6 +65,8 @@ class Doings:
         """The volumes that have not changed since a snapshot."""
         self.purged = Purged(("one", "two", "three"), {})
         self.name: str | None = "db@now"
+        self.most_at_once = 0
+        """How many of all kinds were under way at once."""
         self._gates: dict[str, threading.Event] = {}
         self._under_way: Counter[str] = Counter()
         # protects the lists and counts
@@ -88,6 +90,7 @@ class Doings:
         with self._guard:
             self._under_way[key] += 1
             self.most[key] = max(self.most[key], self._under_way[key])
+            self.most_at_once = max(self.most_at_once, self._under_way.total())
             self.begun.append(key)
         if gate is not None:
             assert gate.wait(60)
@@ -130,6 +133,7 @@ class Stage:
         self.schedule = Schedule(self.file)
         self.volumes: tuple[str, ...] | None = None
         """The volumes that there are; None for all that the schedule names."""
+        self._named: tuple[str, ...] = ()
         self.timer = timer
         self.write(*rows)
         self.scheduler = self.new_scheduler()
@@ -148,11 +152,14 @@ class Stage:
         return self.scheduler
 
     def names(self) -> tuple[str, ...]:
-        """The volumes that there are."""
+        """The volumes that there are, the same object as before while they are the same."""
         if self.volumes is not None:
             return self.volumes
         jobs = self.schedule.read().jobs
-        return tuple(sorted({job.volume for job in jobs if "*" not in job.volume}))
+        named = tuple(sorted({job.volume for job in jobs if "*" not in job.volume}))
+        if named != self._named:
+            self._named = named
+        return self._named
 
     def start(self) -> None:
         """Start a new scheduler as the daemon does."""
@@ -170,10 +177,10 @@ class Stage:
             if memory != Memory(when=memory.when, since=memory.since)
         }
 
-    def wait_until_idle(self) -> None:
+    def wait_until_idle(self, timeout: float = 30) -> None:
         """Wait until all that was handed out has ended and is remembered."""
         with self.scheduler._changed:
-            assert self.scheduler._changed.wait_for(lambda: not self.scheduler._running, 30)
+            assert self.scheduler._changed.wait_for(lambda: not self.scheduler._running, timeout)
 
     def round(self) -> list[str]:
         """Let one round pass with all that it sets off: what that was."""
@@ -202,8 +209,10 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path)
+    stage.history.start()
     yield stage
     stage.doings.close()
+    stage.history.stop(time.monotonic() + 30)
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
@@ -410,8 +419,8 @@ def test_a_dead_host_delays_no_other_job(stage: Stage) -> None:
         "purge:1h:1d v0",
         "replicate:alive v0",
         "replicate:alive v1",
-        "synchronize:alive v0",
-        "synchronize:alive,well v0",
+        "synchronize:alive w0",
+        "synchronize:alive,well w1",
         "snapshot v9",
     ]
     stage.write(*(",".join([*reversed(quoted(key)), "60"]) for key in dead + others))
@@ -483,6 +492,329 @@ def test_a_job_that_could_not_be_handed_out_is_so_in_the_next_round(
             stage.scheduler.round()
 
     assert stage.round() == ["snapshot db"]
+
+
+def test_two_synchronizations_of_one_volume_wait_for_each_other_and_keep_nobody_else_waiting(
+    stage: Stage,
+) -> None:
+    # given three of one volume, the first of which is slow, and one of another volume
+    stage.write(
+        "db,synchronize:dead,60", "db,synchronize:a,60", "db,synchronize:b,60", "v,synchronize:a,60"
+    )
+    stage.doings.hold("synchronize:dead db", "synchronize:a db")
+
+    # when all are due
+    stage.scheduler.round()
+    stage.scheduler.round()
+    wait_until(lambda: stage.doings.ended == ["synchronize:a v"])
+
+    # then one after the other works on the volume
+    assert stage.doings.begun[0] == "synchronize:dead db"
+    assert len(stage.doings.begun) == 2
+    stage.doings.let_go("synchronize:dead db")
+    wait_until(lambda: len(stage.doings.begun) == 3)
+    assert stage.doings.begun[2] == "synchronize:a db"
+    stage.clock.now += 2 * MINUTE
+    stage.scheduler.round()
+    assert len(stage.doings.begun) == 3
+    stage.doings.let_go("synchronize:a db")
+    stage.wait_until_idle()
+    assert sorted(stage.doings.begun) == sorted(set(stage.doings.begun)), "each once"
+    assert stage.doings.begun[3] == "synchronize:b db"
+
+
+def test_what_waits_for_another_and_is_switched_off_meanwhile_is_not_run(stage: Stage) -> None:
+    stage.write("db,synchronize:a,60", "db,synchronize:b,60", "db,synchronize:c,60")
+    stage.doings.hold("synchronize:a db")
+    stage.scheduler.round()
+    wait_until(lambda: stage.doings.begun)
+
+    stage.schedule.apply("db", "synchronize:b", "pause")
+    stage.doings.let_go("synchronize:a db")
+    stage.wait_until_idle()
+
+    assert stage.doings.begun == ["synchronize:a db", "synchronize:c db"]
+
+
+def threads(kind: str) -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(kind)]
+
+
+def test_workers_end_when_there_is_nothing_to_do(stage: Stage) -> None:
+    stage.write(*(f"v{n},replicate:host{n},60" for n in range(20)), "db,snapshot,60")
+    stage.round()
+
+    wait_until(lambda: not threads("host") and not threads("pool"))
+    stage.write("db,snapshot,60")
+    stage.round()
+    assert stage.scheduler._workers.keys() <= {()}
+
+
+def test_no_more_than_a_few_work_at_a_time_though_threads_come_and_go(stage: Stage) -> None:
+    stage.write(*(f"v{n},snapshot,1" for n in range(40)))
+    for _ in range(5):
+        stage.round()
+        stage.clock.now += MINUTE
+
+    assert len(stage.doings.begun) == 200
+    assert stage.doings.most_at_once <= POOL
+
+
+# Edits
+
+
+def test_a_job_that_is_edited_begins_afresh(stage: Stage) -> None:
+    stage.write("db,snapshot,600")
+    stage.round()
+    stage.doings.failing["snapshot db"] = ButtervolumeError("no disk")
+    stage.clock.now += timedelta(minutes=600)
+    for _ in range(5):
+        stage.round()
+        stage.clock.now += timedelta(minutes=40)
+    assert stage.memory().failures == 5
+    del stage.doings.failing["snapshot db"]
+    stage.clock.now -= timedelta(minutes=39)
+    assert stage.round() == [], "it waits"
+
+    stage.write("db,snapshot,60")
+
+    assert stage.round() == ["snapshot db"]
+    assert stage.memory().failures == 0
+    stage.clock.now += MINUTE
+    stage.write("db,snapshot,30")
+    assert stage.round() == ["snapshot db"], "at once, as a new one"
+    stage.write("db,snapshot,030,True")
+    assert stage.round() == [], "nothing has changed"
+
+
+def test_that_a_job_was_edited_is_remembered_across_a_restart(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "db,snapshot,60")
+    stage.live_through_one_round()
+    stage.clock.now += MINUTE
+    stage.write("db,snapshot,30")
+    stage.live_through_one_round()
+    stage.live_through_one_round()
+
+    assert stage.doings.begun == ["snapshot db"] * 2
+
+
+# Cron
+
+
+def test_a_cron_job_waits_for_its_next_moment_and_a_missed_night_is_made_up_for_once(
+    stage: Stage,
+) -> None:
+    stage.write("db,snapshot,30 * * * *")
+    assert stage.round() == []
+    stage.clock.now = NOON + timedelta(minutes=29, seconds=59)
+    assert stage.round() == [], "no sooner"
+    stage.clock.now = NOON + timedelta(minutes=30)
+    assert stage.round() == ["snapshot db"]
+    assert stage.round() == []
+
+    stage.clock.now = NOON + timedelta(hours=20, minutes=5)
+    assert stage.round() == ["snapshot db"], "for all that was missed"
+    assert stage.round() == []
+    stage.clock.now = NOON + timedelta(hours=20, minutes=30)
+    assert stage.round() == ["snapshot db"]
+
+
+def test_a_cron_job_that_never_ran_knows_across_restarts_since_when_it_waits(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path, "db,snapshot,0 * * * *")
+    for minutes in (10, 20, 30):
+        stage.clock.now = NOON + minutes * MINUTE
+        stage.live_through_one_round()
+    assert stage.doings.begun == []
+
+    stage.clock.now = NOON + 70 * MINUTE  # the machine was off at 13:00
+    stage.live_through_one_round()
+
+    assert stage.doings.begun == ["snapshot db"]
+
+
+def test_a_cron_job_that_fails_is_tried_again_as_all_are(stage: Stage) -> None:
+    stage.write("db,snapshot,0 * * * *")
+    stage.round()
+    stage.doings.failing["snapshot db"] = ButtervolumeError("no disk")
+    tried = []
+    for minute in range(55, 55 + 75):
+        stage.clock.now = NOON + minute * MINUTE
+        tried += [minute for _ in stage.round()]
+
+    assert tried == [60, 61, 63, 67, 75, 91, 120], "13:00, then after 1, 2, 4 … minutes, 14:00"
+
+
+def test_a_cron_job_that_is_edited_waits_for_its_next_moment(stage: Stage) -> None:
+    stage.write("db,snapshot,0 * * * *")
+    stage.round()
+    stage.clock.now = NOON + 70 * MINUTE
+    assert stage.round() == ["snapshot db"]
+
+    stage.write("db,snapshot,5 * * * *")
+    stage.clock.now += MINUTE
+    assert stage.round() == [], "13:05 is past"
+    stage.clock.now = NOON + 125 * MINUTE
+    assert stage.round() == ["snapshot db"]
+
+
+# Volumes that come and go
+
+
+def test_a_job_waits_for_its_volume_and_that_is_neither_failure_nor_success(stage: Stage) -> None:
+    stage.write("db,snapshot,60", "db,purge:1h:1d,60", "db,replicate:h,60")
+    stage.volumes = ()
+
+    assert stage.round() == ["purge:1h:1d db"], "there may be snapshots without a volume"
+    assert stage.scheduler.activity().waiting == {"snapshot db", "replicate:h db"}
+    assert stage.memory() == Memory()
+
+    stage.volumes = ("db",)
+    assert sorted(stage.round()) == ["replicate:h db", "snapshot db"]
+    assert stage.scheduler.activity().waiting == frozenset()
+
+
+def test_a_volume_that_goes_before_its_job_begins_is_no_failure(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.write("db,snapshot,60")
+    stage.doings.failing["snapshot db"] = NoSuchVolume("db")
+
+    for _ in range(10):
+        stage.round()
+        stage.clock.now += MINUTE
+    assert stage.doings.begun == ["snapshot db"], "it is not tried in every round"
+    assert stage.memory() == Memory()
+    assert lines(caplog, logging.ERROR) == []
+    stage.history.flush()
+    assert stage.history.search() == []
+
+    del stage.doings.failing["snapshot db"]
+    stage.volumes = ("db", "new")
+    assert stage.round() == ["snapshot db"]
+
+
+def test_another_volume_that_is_missing_is_a_failure(stage: Stage) -> None:
+    stage.write("db,replicate:h,60")
+    stage.doings.failing["replicate:h db"] = NoSuchVolume("another")
+
+    stage.round()
+
+    assert stage.memory("replicate:h db").failures == 1
+
+
+def test_a_pattern_is_a_job_of_each_volume_with_a_memory_of_its_own(stage: Stage) -> None:
+    stage.write("web-*,snapshot,60", "web-2,snapshot,5,False")
+    stage.volumes = ("db", "web-1", "web-2")
+    assert stage.round() == ["snapshot web-1"]
+
+    stage.clock.now += 10 * MINUTE
+    stage.volumes = ("db", "web-1", "web-2", "web-3")
+    assert stage.round() == ["snapshot web-3"]
+    stage.clock.now = NOON + HOUR
+    assert stage.round() == ["snapshot web-1"]
+    assert stage.memory("snapshot web-3").last_success == NOON + 10 * MINUTE
+
+
+# At once
+
+
+def test_a_run_at_once_counts_and_needs_no_schedule(stage: Stage) -> None:
+    stage.write("db,snapshot,60,False")
+    stage.round()
+
+    assert stage.scheduler.run_now("db", "snapshot").outcome == "db@now"
+    assert stage.scheduler.run_now("web", "snapshot").outcome == "web@now"
+
+    assert stage.memory().last_success == NOON
+    assert set(stage.scheduler.activity().memories) == {"snapshot db"}
+    stage.write("db,snapshot,60")
+    stage.clock.now += 59 * MINUTE
+    assert stage.round() == []
+    stage.history.flush()
+    assert [(run.volume, run.by) for run in stage.history.search()] == [
+        ("db", "command"),
+        ("web", "command"),
+    ]
+
+
+def test_a_run_at_once_waits_for_one_that_is_under_way(stage: Stage) -> None:
+    stage.write("db,synchronize:a,60")
+    stage.doings.hold("synchronize:a db")
+    stage.scheduler.round()
+    wait_until(lambda: stage.doings.begun)
+
+    done = list[str]()
+    callers = [
+        threading.Thread(
+            target=lambda action=action: done.append(stage.scheduler.run_now("db", action).outcome),
+            daemon=True,
+        )
+        for action in ("synchronize:a", "synchronize:b")
+    ]
+    for caller in callers:
+        caller.start()
+    assert done == []
+    stage.doings.let_go("synchronize:a db")
+    for caller in callers:
+        caller.join(30)
+
+    assert done == ["synchronized"] * 2
+    assert stage.doings.most_at_once == 1
+
+
+def test_a_run_at_once_that_fails_says_why_and_is_remembered(stage: Stage) -> None:
+    stage.write("db,snapshot,60")
+    stage.round()
+    stage.doings.failing["snapshot db"] = ButtervolumeError("no disk")
+
+    with pytest.raises(ButtervolumeError, match="no disk"):
+        stage.scheduler.run_now("db", "snapshot")
+
+    assert stage.memory().failures == 1
+    stage.clock.now += MINUTE
+    del stage.doings.failing["snapshot db"]
+    assert stage.round() == ["snapshot db"]
+
+
+def test_as_many_transfers_run_at_once_as_may_and_one_more_is_refused(stage: Stage) -> None:
+    keys = [f"replicate:h{n} db" for n in range(TRANSFERS_NOW)]
+    stage.doings.hold(*keys)
+    for number in range(TRANSFERS_NOW):
+        action = f"replicate:h{number}"
+        threading.Thread(target=stage.scheduler.run_now, args=["db", action], daemon=True).start()
+    wait_until(lambda: len(stage.doings.begun) == TRANSFERS_NOW)
+
+    with pytest.raises(TooManyTransfers):
+        stage.scheduler.run_now("db", "replicate:another")
+    assert stage.scheduler.run_now("db", "snapshot").outcome == "db@now"
+
+    stage.doings.let_go(*keys)
+    wait_until(lambda: not stage.scheduler.activity().running)
+    assert stage.scheduler.run_now("db", "replicate:another").outcome == "db@now"
+
+
+# 5,000 rows over 10,000 volumes
+
+
+def test_a_round_costs_a_few_milliseconds_however_many_jobs_there_are(stage: Stage) -> None:
+    stage.volumes = tuple(sorted(f"v{n}" for n in range(10_000)))
+    stage.write(*(f"v{number},purge:4h:1d,600" for number in range(4999)), "*,snapshot,600")
+    wait_until(lambda: stage.schedule.read() is stage.schedule.read(), what="the file to settle")
+    stage.scheduler.round()
+    stage.wait_until_idle(60)
+    assert len(stage.doings.begun) == 14_999
+
+    costs = []
+    for _ in range(20):
+        stage.clock.now += MINUTE
+        started = time.process_time()
+        stage.scheduler.round()
+        costs.append(time.process_time() - started)
+
+    assert min(costs) < 0.005
+    assert len(stage.doings.begun) == 14_999
 
 
 # 5,000 rows
