@@ -6,6 +6,7 @@ Every class carries its data and words its own message; `str(error)` is that mes
 
 import shlex
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from buttervolume.words import enumerated, lines
 
@@ -106,11 +107,28 @@ class NoSuchSnapshot(ButtervolumeError):
 
 
 class NoSnapshots(ButtervolumeError):
-    """A volume has no snapshot to restore."""
+    """A volume has no snapshot that can be meant."""
 
-    def __init__(self, volume: str) -> None:
+    def __init__(self, volume: str, until: datetime | None = None, *, backup: bool = False) -> None:
+        """`until` is the moment that it must not be later than; a backup is one that a restore has
+        made."""
         self.volume = volume
-        super().__init__(f"{volume}: there is no snapshot of this volume")
+        what = "no backup that a restore has made" if backup else "no snapshot"
+        when = f" from {until:%Y-%m-%d %H:%M:%S} or before" if until else ""
+        super().__init__(f"{volume}: there is {what} of this volume{when}")
+
+
+class AmbiguousName(ButtervolumeError):
+    """A beginning of a snapshot's name that several have."""
+
+    def __init__(self, name: str, candidates: Iterable[str]) -> None:
+        self.name = name
+        self.candidates = tuple(candidates)
+        super().__init__(f"{name}: several snapshots begin so: {enumerated(self.candidates)}")
+
+
+class BadRestore(ButtervolumeError):
+    """What is to be restored is named in two ways, or in none that can be understood."""
 
 
 class Unreadable(ButtervolumeError):

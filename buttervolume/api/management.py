@@ -21,7 +21,11 @@ from buttervolume.words import enumerated
 def take_snapshot(services: Services, body: Body) -> Answer:
     """Snapshot a volume."""
     taken = services.snapshots.take(body.text("Name"))
-    return {"Snapshot": taken.name, **_warning(taken.left_out)}
+    answer = {"Snapshot": taken.name, **_warning(taken.left_out)}
+    if taken.ahead is not None:
+        ahead = f"{taken.ahead} has a date in the future: is the clock right?"
+        answer["Warning"] = "; ".join(filter(None, [str(answer.get("Warning", "")), ahead]))
+    return answer
 
 
 def list_snapshots(services: Services, body: Body, volume: str | None = None) -> Answer:
@@ -44,15 +48,31 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
 
 def remove_snapshot(services: Services, body: Body) -> Answer:
     """Remove a snapshot."""
-    services.snapshots.remove(body.text("Name"))
-    return {}
+    name = services.catalog.resolve(body.text("Name"))
+    hosts = services.snapshots.needed_by(name)
+    services.snapshots.remove(name)
+    if not hosts:
+        return {}
+    return {"Warning": f"the next send to {enumerated(hosts)} cannot be of changes since {name}"}
 
 
 def restore(services: Services, body: Body) -> Answer:
     """Give a volume the content of a snapshot."""
-    name, target = body.text("Name"), body.optional_text("Target")
-    backup = services.contents.restore(name, target, force=body.flag("Force"))
-    return {} if backup is None else {"VolumeBackup": backup}
+    restored = services.contents.restore(
+        body.text("Name"),
+        body.optional_text("Target"),
+        force=body.flag("Force"),
+        undo=body.flag("Undo"),
+        at=body.optional_text("At"),
+    )
+    answer: Answer = {"Restored": restored.snapshot, "Volume": restored.volume}
+    if restored.age is not None:
+        answer["Age"] = round(restored.age.total_seconds())
+    if restored.backup is not None:
+        answer["VolumeBackup"] = restored.backup
+    if restored.warnings:
+        answer["Warning"] = "; ".join(restored.warnings)
+    return answer
 
 
 def clone(services: Services, body: Body) -> Answer:
@@ -64,7 +84,7 @@ def clone(services: Services, body: Body) -> Answer:
 def send(services: Services, body: Body) -> Answer:
     """Send a snapshot to another host."""
     name, host = body.text("Name"), body.text("Host")
-    sent = services.replication.send(name, host, force=body.flag("Force"))
+    sent = services.replication.send(services.catalog.resolve(name), host, force=body.flag("Force"))
     return {"Warning": sent.warning} if sent.warning else {}
 
 

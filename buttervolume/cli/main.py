@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,18 @@ def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
         Name=arguments.name,
         Target=arguments.target,
         Force=arguments.force,
+        Undo=arguments.undo,
+        At=arguments.at,
     )
-    return [answer["VolumeBackup"]] if "VolumeBackup" in answer else []
+    backup = answer.get("VolumeBackup")
+    if "Restored" in answer:  # a daemon before 3.15 does not tell
+        from buttervolume import human
+
+        age = answer.get("Age", -1)
+        old = f" ({human.duration(timedelta(seconds=age))} old)" if age >= 0 else ""
+        rest = f"; what it held is in {backup}" if backup else ""
+        say(f"restored {answer['Volume']} from {answer['Restored']}{old}{rest}")
+    return [backup] if backup else []
 
 
 def _clone(call: Call, arguments: argparse.Namespace) -> list[str]:

@@ -112,7 +112,15 @@ def build_parser() -> Parser:
         "restore db@2026-11-23T21:00:00.123456",
         "restore db",
         "restore db@2026-11-23T21:00:00.123456 db-as-it-was",
+        "restore --at 2026-11-23T20:00 db",
+        "restore --undo db",
         details="The old content is kept in a new snapshot, whose name is printed.",
+    )
+    command.add_argument(
+        "--undo", action="store_true", help="give back what the last restore replaced"
+    )
+    command.add_argument(
+        "--at", metavar="date", help="the newest that is not later, such as 2026-11-23T20:00"
     )
     command.add_argument("name", metavar="snapshot", help="a snapshot, or a volume for its latest")
     command.add_argument("target", nargs="?", help="restore into this volume instead")

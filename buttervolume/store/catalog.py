@@ -1,18 +1,24 @@
-"""The index of the snapshots: which there are, which is the latest, where they are."""
+"""The index of the snapshots: which there are, which is the latest, where they are.
+
+The directory is read once; afterwards the kernel tells what changes in it, whoever does it, and
+only that is looked at.
+"""
 
 import logging
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 from buttervolume import names
 from buttervolume.errors import (
+    AmbiguousName,
     BadName,
+    BadRestore,
     IncompleteSnapshot,
     NoSnapshots,
     NoSuchSnapshot,
@@ -20,7 +26,14 @@ from buttervolume.errors import (
     Unreadable,
 )
 from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.store import attributes
 from buttervolume.system import btrfs, files
+from buttervolume.system.watch import Watch
+
+FUTURE = timedelta(hours=1)
+"""A date that is further ahead than this is one of the future: of a clock that was wrong."""
+LATEST = "latest"
+"""What may stand for the date in a snapshot's name."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +55,88 @@ class Summary:
     latest: str | None
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What the index knows of a snapshot."""
+
+    tree: int
+    snapshot: Snapshot
+    created_in: int
+    """The transaction that made it."""
+    created: datetime | None
+    """Local time."""
+    is_received: bool
+    is_backup: bool
+    """Whether a restore made it, of what it replaced."""
+
+    @property
+    def taken(self) -> datetime | None:
+        """The moment that its name means."""
+        return self.snapshot.taken
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was named here when it was made: then its date is what the clock said, be that
+        right or wrong, and those of one volume came in the order of their transactions."""
+        if self.is_received or self.taken is None or self.created is None:
+            return False
+        return abs(self.taken - self.created) <= FUTURE
+
+
+class _OfVolume:
+    """The entries of one volume."""
+
+    def __init__(self) -> None:
+        self.whole: dict[str, _Entry] = {}
+        self.incomplete: dict[str, SnapshotName] = {}
+        self.unreadable: dict[str, SnapshotName] = {}
+        self.sorted: tuple[Snapshot, ...] | None = None
+        """The snapshots that are whole, once somebody has asked for them."""
+
+    def listing(self) -> Listing:
+        """All of them, in order."""
+        if self.sorted is None:
+            snapshots = (entry.snapshot for entry in self.whole.values())
+            self.sorted = tuple(sorted(snapshots, key=_by_moment))
+        return Listing(
+            self.sorted,
+            tuple(sorted(self.incomplete.values(), key=str)),
+            tuple(sorted(self.unreadable.values(), key=str)),
+        )
+
+
+def _by_moment(snapshot: Snapshot) -> tuple[datetime, str, str]:
+    return snapshot.taken or datetime.min, snapshot.name.date, snapshot.name.host or ""
+
+
 class Catalog:
     """The snapshots in one directory."""
 
     def __init__(
-        self, path: Path, date_format: str, check_available: Callable[[], None] = lambda: None
+        self,
+        path: Path,
+        date_format: str,
+        check_available: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """`check_available` raises VolumesUnavailable if the filesystem has gone away: what is not
         there then is not "no such snapshot"."""
         self.path = path
         self._date_format = date_format
         self._check_available = check_available
-        # protects _index, _listing, _summaries and _seen
+        self._now = now
+        # protects all that follows
         self._guard = threading.Lock()
-        self._index: dict[str, tuple[int, Snapshot]] = {}
-        self._listing: Listing | None = None
-        self._summaries: dict[str, Summary] = {}
-        self._seen = (0, 0, 0)
-        self._complained_of: frozenset[SnapshotName] = frozenset()
-        """What could not be read when it was looked at last, and is in the log."""
+        self._volumes: dict[str, _OfVolume] = {}
+        self._everything: Listing | None = None
+        """The list of all, until something changes."""
+        self._unsettled: dict[str, None] = {}
+        """What may become whole, or readable, without a change of the directory."""
+        self._watch: Watch | None = None
+        self._device = 0
+        """That of the directory."""
+        self._seen: tuple[int, int, int] | None = None
+        """What the directory was when it was read: device, inode, and time of change."""
 
     # Names
 
@@ -75,6 +151,27 @@ class Catalog:
         except ValueError:
             return None
 
+    def age(self, name: SnapshotName) -> timedelta | None:
+        """How long ago a snapshot was taken, by the date in its name."""
+        taken = self.moment_of(name)
+        return None if taken is None else self._now() - taken
+
+    def parse_moment(self, text: str) -> datetime:
+        """The moment, local time, that a date in the configured format or in ISO 8601 means. Raises
+        BadRestore."""
+        try:
+            return datetime.strptime(text, self._date_format)
+        except ValueError:
+            pass
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError as error:
+            example = self.date_of(datetime(2026, 11, 26, 10))
+            raise BadRestore(
+                f"{text!r} is no date: write it as 2026-11-26, 2026-11-26T10:00 or {example}"
+            ) from error
+        return moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
+
     def path_of(self, name: str) -> Path:
         """Where a snapshot is or would be. Raises BadName."""
         return self.path / str(names.parse_snapshot(name))
@@ -86,12 +183,12 @@ class Catalog:
             self._check_available()
             raise NoSuchSnapshot(name)
         try:
-            is_whole = self._is_whole(name)
+            is_complete = self._is_whole(name)
         except FileNotFoundError as error:  # removed meanwhile
             raise NoSuchSnapshot(name) from error
         except OSError as error:
             raise Unreadable(name, error) from error
-        if not is_whole:
+        if not is_complete:
             raise IncompleteSnapshot(name)
         return path
 
@@ -113,121 +210,269 @@ class Catalog:
     # Questions
 
     def list(self, volume: str | None = None) -> Listing:
-        """All snapshots, or those of one volume. Raises BadName.
-
-        The directory is read again only after it has changed, and only what is new in it is looked
-        at: a snapshot that was whole once stays so.
-        """
+        """All snapshots, or those of one volume. Raises BadName."""
+        if volume is not None:
+            names.check_volume_reference(volume)
         try:
-            listing = self._current()
+            with self._guard:
+                self._refresh()
+                return self._all() if volume is None else self._of(volume).listing()
         except OSError as error:
             raise OperationFailed("list the snapshots", error) from error
-        if volume is None:
-            return listing
-        names.check_volume_reference(volume)
-        return Listing(
-            tuple(s for s in listing.snapshots if s.name.volume == volume),
-            tuple(name for name in listing.incomplete if name.volume == volume),
-            tuple(name for name in listing.unreadable if name.volume == volume),
-        )
 
-    def _current(self) -> Listing:
-        with self._guard:
-            started = time.time_ns()
-            status = os.stat(self.path)
-            seen = (status.st_dev, status.st_ino, status.st_mtime_ns)
-            if self._listing is None or seen != self._seen or self._has_grown(self._listing):
-                self._listing = self._read()
-                self._summaries = _summaries(self._listing.snapshots)
-                settled = 0 <= status.st_mtime_ns < started - files.RACY
-                self._seen = seen if settled else (0, 0, 0)
-            return self._listing
+    def _all(self) -> Listing:
+        if self._everything is None:
+            listings = [self._volumes[volume].listing() for volume in sorted(self._volumes)]
+            self._everything = Listing(
+                tuple(chain.from_iterable(each.snapshots for each in listings)),
+                tuple(chain.from_iterable(each.incomplete for each in listings)),
+                tuple(chain.from_iterable(each.unreadable for each in listings)),
+            )
+        return self._everything
 
-    def _has_grown(self, listing: Listing) -> bool:
-        """Whether a copy has been completed, or another one can be read now, which does not change
-        the directory's time."""
-        for name in (*listing.incomplete, *listing.unreadable):
-            try:
-                if self._is_whole(str(name)):
-                    return True
-            except FileNotFoundError:
-                return True
-            except OSError:
-                continue  # as before
-        return False
-
-    def _read(self) -> Listing:
-        """Read the directory; afterwards `_index` holds what is complete, and nothing else."""
-        index: dict[str, tuple[int, Snapshot]] = {}
-        incomplete: list[SnapshotName] = []
-        unreadable: dict[SnapshotName, OSError] = {}
-        with os.scandir(self.path) as directory:
-            entries = list(directory)
-            device = os.stat(self.path).st_dev
-            receiving = {e.name for e in entries if e.name.startswith(names.RECEIVING)}
-            for entry in entries:
-                number = entry.inode()  # for a subvolume, BTRFS gives the number of its tree here
-                known = self._index.get(entry.name)
-                noted = bool(receiving) and names.receiving_note(entry.name) in receiving
-                if known and known[0] == number and not noted:
-                    index[entry.name] = known
-                    continue
-                try:
-                    name = names.parse_snapshot(entry.name)
-                    if not btrfs.is_subvolume_root(entry.stat(follow_symlinks=False), device):
-                        continue
-                    if not noted and btrfs.info(self.path / entry.name).is_complete:
-                        index[entry.name] = number, Snapshot(name, self.moment_of(name))
-                    else:
-                        incomplete.append(name)
-                except (BadName, FileNotFoundError, NotADirectoryError):
-                    continue  # nothing of ours, or removed meanwhile
-                except OSError as error:
-                    unreadable[name] = error
-        for name in unreadable.keys() - self._complained_of:
-            logging.getLogger(__name__).warning("%s", Unreadable(str(name), unreadable[name]))
-        self._complained_of = frozenset(unreadable)
-        self._index = index
-        return Listing(
-            tuple(sorted((snapshot for _, snapshot in index.values()), key=_by_volume_and_moment)),
-            tuple(sorted(incomplete, key=str)),
-            tuple(sorted(unreadable, key=str)),
-        )
+    def _of(self, volume: str) -> _OfVolume:
+        return self._volumes.get(volume) or _OfVolume()
 
     def summary(self, volume: str) -> Summary:
         """How many snapshots a volume has, and which is the latest. Costs the same for any number
-        of snapshots that have not changed."""
-        self._current()
+        of snapshots of others."""
         with self._guard:
-            return self._summaries.get(volume, Summary(0, None))
+            self._refresh()
+            entries = [*self._of(volume).whole.values()]
+        found = [entry for entry in entries if not entry.snapshot.name.is_marker]
+        latest = _latest(found, self._now())
+        return Summary(len(found), None if latest is None else str(latest.snapshot.name))
 
-    def latest(self, volume: str) -> SnapshotName:
-        """The latest snapshot of a volume by date; a marker if the snapshot itself is gone.
+    def latest(self, volume: str, until: datetime | None = None) -> SnapshotName:
+        """The latest snapshot of a volume, or the latest that is not later than a moment; a marker
+        if the snapshot itself is gone. What a restore has made as a backup is never meant.
 
         Raises BadName, NoSnapshots.
         """
-        dated = [(s.taken, s.name) for s in self.list(volume).snapshots if s.taken is not None]
-        if not dated:
-            raise NoSnapshots(volume)
-        newest = max(taken for taken, _ in dated)
-        candidates = [name for taken, name in dated if taken == newest]
-        return min(candidates, key=lambda name: (name.is_marker, str(name)))
+        entries = [
+            entry
+            for entry in self._entries(volume)
+            if until is None or (entry.taken is not None and entry.taken <= until)
+        ]
+        latest = _latest(entries, self._now())
+        if latest is None:
+            raise NoSnapshots(volume, until)
+        same = [entry.snapshot.name for entry in entries if entry.taken == latest.taken]
+        return min(same, key=lambda name: (name.is_marker, str(name)))
+
+    def last_backup(self, volume: str) -> SnapshotName:
+        """The backup that the last restore of a volume made. Raises BadName, NoSnapshots."""
+        backups = [
+            entry
+            for entry in self._entries(volume)
+            if entry.is_backup and not entry.is_received and not entry.snapshot.name.is_marker
+        ]
+        if not backups:
+            raise NoSnapshots(volume, backup=True)
+        return max(backups, key=lambda entry: entry.created_in).snapshot.name
+
+    def is_backup(self, name: SnapshotName) -> bool:
+        """Whether a restore made a snapshot, of what it replaced."""
+        return any(e.is_backup for e in self._entries(name.volume) if e.snapshot.name == name)
+
+    def newest_date(self, volume: str, now: datetime) -> datetime | None:
+        """The newest date of a volume's snapshots and markers that is not in the future."""
+        limit = now + FUTURE
+        dates = [e.taken for e in self._entries(volume) if e.taken and e.taken <= limit]
+        return max(dates, default=None)
+
+    def ahead(self, volume: str, now: datetime) -> SnapshotName | None:
+        """A snapshot of a volume with a date in the future, if there is one: the clock is, or was,
+        wrong."""
+        limit = now + FUTURE
+        dated = [e for e in self._entries(volume) if e.taken and e.taken > limit]
+        return max(dated, key=lambda e: str(e.taken)).snapshot.name if dated else None
+
+    def newer_without_date(self, name: SnapshotName) -> SnapshotName | None:
+        """A snapshot of the same volume that was made after this one, and has a name whose date
+        cannot be read, if there is one."""
+        entries = self._entries(name.volume)
+        made = [e.created_in for e in entries if e.snapshot.name == name and not e.is_received]
+        odd = [e for e in entries if e.taken is None and made and e.created_in > made[0]]
+        return max(odd, key=lambda e: e.created_in).snapshot.name if odd else None
+
+    def resolve(self, name: str) -> str:
+        """The full name that is meant by a snapshot's name, by `<volume>@latest`, or by a beginning
+        that only one snapshot has: the `@` and one character at the least. Markers count only
+        where a marker is typed. What cannot be meant so comes back as it is.
+
+        Raises AmbiguousName, NoSnapshots.
+        """
+        volume, _, rest = name.partition("@")
+        ats = name.count("@")
+        if not rest or not names.is_volume_reference(volume):
+            return name
+        found = self.list(volume)
+        known = [str(snapshot.name) for snapshot in found.snapshots]
+        if name in {*known, *map(str, found.incomplete), *map(str, found.unreadable)}:
+            return name
+        if rest == LATEST:
+            return str(self.latest(volume))
+        meant = [each for each in known if each.startswith(name) and each.count("@") == ats]
+        if len(meant) > 1:
+            raise AmbiguousName(name, meant)
+        return meant[0] if meant else name
+
+    def _entries(self, volume: str) -> tuple[_Entry, ...]:
+        names.check_volume_reference(volume)
+        try:
+            with self._guard:
+                self._refresh()
+                return tuple(self._of(volume).whole.values())
+        except OSError as error:
+            raise OperationFailed("list the snapshots", error) from error
+
+    # The index
+
+    def _refresh(self) -> None:
+        """Bring the index up to date; the guard is held."""
+        status = os.stat(self.path)
+        place = status.st_dev, status.st_ino
+        self._device = status.st_dev
+        changed = self._watch.changes() if self._watch is not None else None
+        if self._seen is None or self._seen[:2] != place or self._watch is None or changed is None:
+            self._read_if_changed(status)
+        elif changed:
+            for name in changed:
+                self._look(name)
+        for name in [*self._unsettled]:
+            if self._may_have_settled(name):
+                self._look(name)
+
+    def _read_if_changed(self, status: os.stat_result) -> None:
+        """Read the directory, and watch it from now on. Where the kernel gives no watch, read it
+        whenever it has another time of change."""
+        seen = status.st_dev, status.st_ino, status.st_mtime_ns
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        started = time.time_ns()
+        try:
+            self._watch = Watch(self.path)
+        except OSError as error:
+            logging.getLogger(__name__).debug("no watch on the snapshots: %s", error)
+            if self._seen == seen:
+                return
+        self._read()
+        settled = 0 <= status.st_mtime_ns < started - files.RACY
+        self._seen = seen if settled or self._watch is not None else None
+
+    def _read(self) -> None:
+        """Look at every entry of the directory; one that is known by name and number, and was whole
+        once, stays so."""
+        known = {name: e for each in self._volumes.values() for name, e in each.whole.items()}
+        complained = frozenset(self._unsettled)
+        self._volumes, self._everything, self._unsettled = {}, None, {}
+        with os.scandir(self.path) as directory:
+            entries = [*directory]
+        receiving = {e.name for e in entries if e.name.startswith(names.RECEIVING)}
+        for entry in entries:
+            before = known.get(entry.name)
+            # for a subvolume, BTRFS gives the number of its tree as that of the entry
+            if before is None or before.tree != entry.inode():
+                if entry.is_dir(follow_symlinks=False):
+                    self._look(entry.name, complained)
+            elif receiving and names.receiving_note(entry.name) in receiving:
+                self._look(entry.name, complained)
+            else:
+                self._put(before)
+
+    def _put(self, entry: _Entry) -> None:
+        name = entry.snapshot.name
+        self._volumes.setdefault(name.volume, _OfVolume()).whole[str(name)] = entry
+
+    def _look(self, name: str, complained: frozenset[str] = frozenset()) -> None:
+        """Look at one entry of the directory, whatever it is and was."""
+        if name.startswith(names.RECEIVING):
+            noted = name.removeprefix(names.RECEIVING)
+            for each in {noted, *self._unsettled}:
+                if not each.startswith("."):
+                    self._look(each)
+            return
+        try:
+            parsed = names.parse_snapshot(name)
+        except BadName:  # nothing of ours
+            return
+        was_unsettled = name in self._unsettled or name in complained
+        volume = self._volumes.setdefault(parsed.volume, _OfVolume())
+        for kind in (volume.whole, volume.incomplete, volume.unreadable, self._unsettled):
+            kind.pop(name, None)
+        volume.sorted = self._everything = None
+        try:
+            entry = self._entry(parsed)
+        except (FileNotFoundError, NotADirectoryError):  # removed, or no directory
+            pass
+        except OSError as error:
+            if not was_unsettled:
+                logging.getLogger(__name__).warning("%s", Unreadable(name, error))
+            volume.unreadable[name] = parsed
+            self._unsettled[name] = None
+        else:
+            if entry is None:
+                volume.incomplete[name] = parsed
+                self._unsettled[name] = None
+            else:
+                volume.whole[name] = entry
+        if not (volume.whole or volume.incomplete or volume.unreadable):
+            del self._volumes[parsed.volume]
+
+    def _entry(self, name: SnapshotName) -> _Entry | None:
+        """What there is of that name; None if it is not whole. Raises NotADirectoryError if it is
+        no subvolume."""
+        with btrfs.opened(self.path / str(name)) as directory:
+            if not directory.is_subvolume(self._device):
+                raise NotADirectoryError
+            info = directory.info()
+            is_backup = attributes.is_backup(directory, str(name))
+        if not info.is_complete or os.path.lexists(self.path / names.receiving_note(str(name))):
+            return None
+        return _Entry(
+            tree=info.tree,
+            snapshot=Snapshot(name, self.moment_of(name)),
+            created_in=info.created_in,
+            created=info.created.replace(tzinfo=None) if info.created else None,
+            is_received=info.received_uuid is not None,
+            is_backup=is_backup,
+        )
+
+    def _may_have_settled(self, name: str) -> bool:
+        """Whether a copy has been completed, or another one can be read now, which does not change
+        the directory."""
+        try:
+            return self._is_whole(name)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # as before
 
 
-def _by_volume_and_moment(snapshot: Snapshot) -> tuple[str, datetime, str, str]:
-    name = snapshot.name
-    return name.volume, snapshot.taken or datetime.min, name.date, name.host or ""
+def _latest(entries: Iterable[_Entry], now: datetime) -> _Entry | None:
+    """The latest of a volume's snapshots; a backup is never meant.
+
+    Those that were made and named here came in the order of their transactions, whatever the clock
+    said. Between them and others, and among others, the date decides; one that was received and has
+    a date in the future has none that can be believed.
+    """
+    possible = [
+        entry
+        for entry in entries
+        if entry.taken is not None
+        and not entry.is_backup
+        and not (entry.is_received and entry.taken > now + FUTURE)
+    ]
+    own = [entry for entry in possible if entry.is_own]
+    others = [entry for entry in possible if not entry.is_own]
+    last_own = max(own, key=lambda entry: (entry.created_in, _date(entry)), default=None)
+    last_other = max(others, key=_date, default=None)
+    if last_own is None or last_other is None:
+        return last_own or last_other
+    return last_other if _date(last_other) > _date(last_own) else last_own
 
 
-def _summaries(snapshots: "tuple[Snapshot, ...]") -> dict[str, Summary]:
-    """The summary of every volume; the snapshots come by moment."""
-    counts: Counter[str] = Counter()
-    last: dict[str, Snapshot] = {}
-    for snapshot in snapshots:
-        if not snapshot.name.is_marker:
-            counts[snapshot.name.volume] += 1
-            last[snapshot.name.volume] = snapshot
-    return {
-        volume: Summary(counts[volume], None if snapshot.taken is None else str(snapshot.name))
-        for volume, snapshot in last.items()
-    }
+def _date(entry: _Entry) -> datetime:
+    return entry.taken or datetime.min

@@ -1,20 +1,42 @@
 """What a volume holds: cloned, restored, each in one step."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from buttervolume import names
 from buttervolume.errors import (
+    BadRestore,
     CommandFailed,
     NestedSubvolumes,
     OperationFailed,
     VolumeExists,
     VolumeMounted,
 )
+from buttervolume.names import SnapshotName
+from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
 from buttervolume.store.snapshots import Snapshots, Taken, left_out, what_is_left_out
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs
+from buttervolume.words import enumerated
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore has done."""
+
+    snapshot: str
+    """Which one is the content now."""
+    backup: str | None
+    """The snapshot of what the volume held before, if there was one."""
+    volume: str
+    age: timedelta | None
+    """How old the snapshot is by the date in its name, if that can be read."""
+    warnings: tuple[str, ...] = ()
 
 
 class Contents:
@@ -48,31 +70,65 @@ class Contents:
                 raise OperationFailed(f"{purpose} to volume {target}", reason) from error
         return missing
 
-    def restore(self, name: str, target: str | None = None, *, force: bool = False) -> str | None:
-        """Give a volume the content of a snapshot, and return the backup made of the old content.
+    def restore(
+        self,
+        name: str,
+        target: str | None = None,
+        *,
+        force: bool = False,
+        undo: bool = False,
+        at: str | None = None,
+    ) -> Restored:
+        """Give a volume the content of a snapshot.
 
-        `name` is a snapshot, or a volume for its latest snapshot; the target is the snapshot's own
-        volume unless another is named. Without `force`, a volume that a container uses, or that
-        holds nested subvolumes, is refused. The volume is replaced in one step: whatever happens,
-        its name holds the old content or the new one.
+        `name` is a snapshot, or a volume: for its latest snapshot, the latest that is not later
+        than `at`, or with `undo` for what the last restore replaced. The target is the snapshot's
+        own volume unless another is named. Without `force`, a volume that a container uses, or that
+        holds nested subvolumes, is refused. What it held is kept as a backup. The volume is
+        replaced in one step: whatever happens, its name holds the old content or the new one.
 
-        Raises NoSuchSnapshot, NoSnapshots, IncompleteSnapshot, VolumeMounted, NestedSubvolumes,
-        VolumeBusy.
+        Raises NoSuchSnapshot, NoSnapshots, BadRestore, AmbiguousName, IncompleteSnapshot,
+        VolumeMounted, NestedSubvolumes, VolumeBusy.
         """
-        snapshot = names.parse_snapshot(name) if "@" in name else self._catalog.latest(name)
+        snapshot, warnings = self._choose(name, undo=undo, at=at)
         source = self._catalog.check_complete(str(snapshot))
         target = snapshot.volume if target is None else target
+        backup = None
         # the old content goes when the volume's mutex is no longer held
         with self._volumes.workshop("restore") as path, self._volumes.mutexes.hold(target):
             if not self._volumes.exists(target):
                 if target != snapshot.volume:
                     names.check_new_volume(target)
                 self._make_volume(source, target, "restore")
-                return None
-            self._volumes.synchronized.check_free(target)
-            if not force:
-                self._check_replaceable(target)
-            return self._replace(source, target, path, force=force)
+            else:
+                self._volumes.synchronized.check_free(target)
+                if not force:
+                    self._check_replaceable(target)
+                backup, users = self._replace(source, target, path, force=force)
+                if users:
+                    warnings.append(
+                        f"restart {enumerated(users)}: until then, the old content is in use there"
+                    )
+        if os.path.lexists(path):
+            warnings.append(f"{path}, the old content, cannot be removed now; see the log")
+        return Restored(str(snapshot), backup, target, self._catalog.age(snapshot), tuple(warnings))
+
+    def _choose(self, name: str, *, undo: bool, at: str | None) -> tuple[SnapshotName, list[str]]:
+        """The snapshot that is meant, and what is odd about that."""
+        if undo and at is not None:
+            raise BadRestore("undo and a date are two ways to say what to restore; give one")
+        if "@" in name:
+            if undo or at is not None:
+                raise BadRestore(f"{name} is a snapshot; with undo or a date, name a volume")
+            return names.parse_snapshot(self._catalog.resolve(name)), []
+        if undo:
+            return self._catalog.last_backup(name), []
+        until = None if at is None else self._catalog.parse_moment(at)
+        latest = self._catalog.latest(name, until)
+        odd = None if until else self._catalog.newer_without_date(latest)
+        return latest, [
+            f"{odd} is newer, but its date cannot be read: restore it by its name"
+        ] if odd else []
 
     def _check_replaceable(self, volume: str) -> None:
         self._check_unused(volume)
@@ -84,18 +140,23 @@ class Contents:
             raise NestedSubvolumes(volume, missing)
 
     def _check_unused(self, volume: str) -> None:
-        if self._volumes.is_mounted(volume):
-            raise VolumeMounted(volume, self._volumes.users(volume))
+        users = self._volumes.users(volume)
+        if users:
+            raise VolumeMounted(volume, users)
 
-    def _replace(self, source: Path, volume: str, path: Path, *, force: bool) -> str:
+    def _replace(
+        self, source: Path, volume: str, path: Path, *, force: bool
+    ) -> tuple[str, Sequence[str]]:
         """Back up a volume and put a copy of a snapshot in its place; its mutex is held. The old
-        content is left at `path`."""
-        backup = self._snapshots.take_held(volume).name
+        content is left at `path`. Returns the backup, and who goes on using the old content."""
+        backup = self._snapshots.take_held(volume, backup=True).name
         try:
-            copy(source, path)
+            copy(source, path, like=self._volumes.path_of(volume))
             with self._volumes.changing_hands.hold(volume):
-                if not force:  # somebody may have mounted it meanwhile, and nobody can now
-                    self._check_unused(volume)
+                # somebody may have mounted it meanwhile, and nobody can now
+                users = self._volumes.users(volume)
+                if users and not force:
+                    raise VolumeMounted(volume, users)
                 self._volumes.exchange(path, volume)
         except VolumeMounted:
             self._snapshots.remove(backup)
@@ -104,12 +165,17 @@ class Contents:
             attempt = f"restore volume {volume} ({backup} is a backup)"
             reason = explain(error, self._volumes.path_of(volume))
             raise OperationFailed(attempt, reason) from error
-        return backup
+        return backup, users
 
 
-def copy(source: Path, target: Path) -> None:
-    """Make a writable snapshot that can be given a name, even if the source is immutable."""
+def copy(source: Path, target: Path, like: Path | None = None) -> None:
+    """Make a writable snapshot that can be given a name, even if the source is immutable. It gets
+    the attributes of ours that the volume `like` has, else keeps its own."""
     btrfs.snapshot(source, target, readonly=False)
     with btrfs.opened(target) as root:
         if root.is_protected():
             root.unprotect()
+        if like is not None:
+            with btrfs.opened(like) as pattern:
+                attributes.write(root, attributes.read(pattern))
+        attributes.forget_kind(root)

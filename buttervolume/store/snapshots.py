@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from buttervolume.errors import (
     SnapshotBusy,
 )
 from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
@@ -38,6 +39,8 @@ class Taken:
 
     name: str
     left_out: tuple[str, ...]
+    ahead: SnapshotName | None = None
+    """A snapshot of the volume with a date in the future: one of the clocks was wrong."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +121,36 @@ class Snapshots:
             return None
         return None
 
-    def take_held(self, volume: str, *, provisional: bool = False) -> Taken:
-        """Snapshot a volume whose mutex is held."""
+    def take_held(self, volume: str, *, provisional: bool = False, backup: bool = False) -> Taken:
+        """Snapshot a volume whose mutex is held; as the backup of a restore, it is marked so."""
         source = self._volumes.mountpoint(volume)
-        name = str(self._free_name(volume))
+        try:
+            name = str(self._free_name(volume))
+        except OperationFailed as error:
+            raise OperationFailed(f"snapshot volume {volume}", error.reason) from error
         if provisional:
             self._provisional.add(name)
         try:
             missing = what_is_left_out(source)
-            btrfs.snapshot(source, self._catalog.path / name, readonly=True)
+            with _called_backup(source, name) if backup else nullcontext():
+                btrfs.snapshot(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError) as error:
             reason = explain(error, source)
             raise OperationFailed(f"snapshot volume {volume}", reason) from error
-        return Taken(name, missing)
+        return Taken(name, missing, self._catalog.ahead(volume, self._now()))
 
     def _free_name(self, volume: str) -> SnapshotName:
-        """The name of this moment, or of the next tick of the date format that has none yet."""
-        moment = self._now()
+        """The name of this moment, or of the next tick of the date format that has none yet and is
+        later than all dates that the volume's snapshots have, those in the future not counted."""
         tick, some_day = timedelta(microseconds=1), datetime(2000, 1, 1)
         if self._catalog.date_of(some_day + tick) == self._catalog.date_of(some_day):
             tick = timedelta(seconds=1)
+        newest = self._catalog.newest_date(volume, self._now()) or datetime.min
+        moment = max(self._now(), newest + tick)
         while True:
             name = names.new_snapshot(volume, self._catalog.date_of(moment))
-            if not os.path.lexists(self._catalog.path / str(name)):
+            is_later = (self._catalog.moment_of(name) or moment) > newest
+            if is_later and not os.path.lexists(self._catalog.path / str(name)):
                 return name
             moment += tick
 
@@ -182,6 +192,13 @@ class Snapshots:
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
+
+    def needed_by(self, name: str) -> Sequence[str]:
+        """The hosts whose newest marker is of this snapshot: with it, the next send to them is of
+        the changes only."""
+        found = self._catalog.list(names.parse_snapshot(name).volume).snapshots
+        newest = {s.name.host: s.name for s in found if s.name.is_marker and s.taken}
+        return [host for host, marker in newest.items() if host and name == str(marker.snapshot)]
 
     def plan_purge(self, volume: str, pattern: Pattern) -> PurgePlan:
         """Decide which snapshots of a volume a purge would delete now, and why: none while the
@@ -232,6 +249,17 @@ class Snapshots:
                 except OSError as error:
                     raise OperationFailed(f"purge volume {volume}", error) from error
         return Purged(deleted, failed, plan.warning)
+
+
+@contextmanager
+def _called_backup(volume: Path, snapshot: str) -> Iterator[None]:
+    """What is taken of a volume under this name is marked as the backup of a restore."""
+    with btrfs.opened(volume) as root, root.writable():
+        attributes.call_backup(root, snapshot)
+        try:
+            yield
+        finally:
+            attributes.forget_kind(root)
 
 
 def what_is_left_out(source: Path) -> tuple[str, ...]:

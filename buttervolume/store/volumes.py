@@ -83,6 +83,7 @@ class Volumes:
         self._names_of: int | None = None
         self._names_on_disk = files.SharedSync(path)
         self._log = logging.getLogger(__name__)
+        self._complaints_guard = threading.Lock()  # protects _complained_of
         self._complained_of: frozenset[str] = frozenset()
         """What could not be read when it was looked at last, and is in the log."""
 
@@ -137,9 +138,10 @@ class Volumes:
                         continue
                     if btrfs.is_subvolume_root(status, device):
                         found.append(entry.name)
-        for name in unreadable.keys() - self._complained_of:
+        with self._complaints_guard:
+            complained_of, self._complained_of = self._complained_of, frozenset(unreadable)
+        for name in unreadable.keys() - complained_of:
             self._log.warning("%s", Unreadable(name, unreadable[name]))
-        self._complained_of = frozenset(unreadable)
         return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
 
     def names(self) -> tuple[str, ...]:
@@ -324,11 +326,16 @@ class Volumes:
     def is_mounted(self, name: str) -> bool:
         """Whether a container uses a volume, or something in it, as far as can be known: by the
         calls since the daemon's start, or since the kernel shows it mounted."""
-        return name in self._mounted or bool(self.users(name))
+        return bool(self.users(name))
 
     def users(self, name: str) -> Sequence[str]:
-        """Who uses a volume, or something in it, as far as the kernel shows it, in words."""
-        return [str(user) for user in mounts.users(self.path_of(name))]
+        """Who uses a volume, or something in it, in words: as far as the kernel shows it, else as
+        many as Docker has named since the daemon's start."""
+        shown = [str(user) for user in mounts.users(self.path_of(name))]
+        known = len(self._mounted.get(name, ()))
+        if shown or not known:
+            return shown
+        return [f"{known} container{'' if known == 1 else 's'}, as Docker has told"]
 
 
 def _furnish(directory: btrfs.Directory, options: Options) -> None:

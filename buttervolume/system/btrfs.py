@@ -81,6 +81,10 @@ class Directory:
         """Its number, 256 for the root of a subvolume."""
         return os.fstat(self.descriptor).st_ino
 
+    def is_subvolume(self, parent_device: int) -> bool:
+        """Whether it is the root of a subvolume; the device is that of the directory above."""
+        return is_subvolume_root(os.fstat(self.descriptor), parent_device)
+
     def info(self) -> Subvolume:
         """What the kernel knows of the subvolume that it is in. OSError if it is in none."""
         answer = fcntl.ioctl(self.descriptor, _GET_SUBVOL_INFO, bytes(_SUBVOL_INFO.size))

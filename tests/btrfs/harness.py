@@ -140,7 +140,7 @@ class Store:
         now: Callable[[], datetime] = datetime.now,
     ) -> Self:
         volumes = Volumes(place.volumes)
-        catalog = Catalog(place.snapshots, date_format, volumes.check_available)
+        catalog = Catalog(place.snapshots, date_format, volumes.check_available, now)
         snapshots = Snapshots(catalog, volumes, now)
         return cls(place, volumes, catalog, snapshots, Contents(volumes, catalog, snapshots))
 

@@ -33,6 +33,14 @@ def printed(done: subprocess.CompletedProcess[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+def restored(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of a restore that has succeeded, and has said what it did and nothing else."""
+    assert done.returncode == 0
+    told = [line for line in done.stderr.splitlines() if "warning: restart" not in line]
+    assert [line.split()[:2] for line in told] == [["buttervolume:", "restored"]]
+    return done.stdout.splitlines()
+
+
 def complaint(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
     """The one line of a command that has failed."""
     assert (done.returncode, done.stdout) == (status, ""), done
@@ -142,11 +150,11 @@ def test_restore_prints_the_backup_if_there_is_one(plugin: Daemon, volume: str) 
     [snapshot] = printed(plugin.cli("snapshot", volume))
     file.write_text("new")
 
-    [backup] = printed(plugin.cli("restore", snapshot))
+    [backup] = restored(plugin.cli("restore", snapshot))
 
     assert file.read_text() == "old"
     assert (plugin.place.snapshots / backup / "file").read_text() == "new"
-    assert printed(plugin.cli("restore", volume, f"{volume}-copy")) == []
+    assert restored(plugin.cli("restore", "--undo", volume, f"{volume}-copy")) == []
     assert (plugin.place.volumes / f"{volume}-copy/file").read_text() == "new"
 
 
@@ -155,7 +163,7 @@ def test_restore_of_a_mounted_volume_needs_force(plugin: Daemon, volume: str) ->
     plugin.call("Mount", Name=volume, ID="x")
 
     assert "force" in complaint(plugin.cli("restore", volume))
-    assert len(printed(plugin.cli("restore", "--force", volume))) == 1
+    assert len(restored(plugin.cli("restore", "--force", volume))) == 1
 
 
 def test_clone_prints_the_new_volume(plugin: Daemon, volume: str) -> None:
@@ -207,7 +215,7 @@ def test_odd_names_arrive_as_they_are(plugin: Daemon, name: str) -> None:
     [snapshot] = printed(plugin.cli("snapshot", "--", name))
     assert snapshot.startswith(f"{name}@")
     assert printed(plugin.cli("snapshots", "--", name)) == [snapshot]
-    assert len(printed(plugin.cli("restore", "--", snapshot))) == 1
+    assert len(restored(plugin.cli("restore", "--", snapshot))) == 1
     assert printed(plugin.cli("rm", "--", snapshot)) == []
 
 

@@ -276,7 +276,7 @@ def test_a_restored_volume_holds_what_the_snapshot_held_and_a_backup_the_rest(
     snapshot = store.snapshots.take("db").name
     (path / "file").write_text("new")
 
-    backup = store.contents.restore(snapshot)
+    backup = store.contents.restore(snapshot).backup
 
     assert backup is not None
     assert content(store, "db") == "old"
@@ -293,7 +293,7 @@ def test_restoring_the_backup_undoes_a_restore(store: Store) -> None:
     snapshot = store.snapshots.take("db").name
     (path / "file").write_text("new")
 
-    backup = store.contents.restore(snapshot)
+    backup = store.contents.restore(snapshot).backup
     assert backup is not None
     store.contents.restore(backup)
 
@@ -392,7 +392,7 @@ def test_a_snapshot_of_the_future_is_the_latest_and_backups_still_work(store: St
     future = (datetime.now() + timedelta(days=400)).strftime(DATE_FORMAT)
     snapshot_by_hand(store, f"db@{future}", "future")
 
-    backup = store.contents.restore("db")
+    backup = store.contents.restore("db").backup
 
     assert content(store, "db") == "future"
     assert backup is not None
@@ -439,7 +439,7 @@ def test_a_volume_that_is_gone_comes_back_from_its_snapshot(store: Store) -> Non
     store.snapshots.take("db")
     store.volumes.remove("db")
 
-    assert store.contents.restore("db") is None
+    assert store.contents.restore("db").backup is None
 
     assert content(store, "db") == "old"
     assert not is_readonly(store.volumes.mountpoint("db"))
@@ -459,8 +459,8 @@ def test_another_target_is_made_or_replaced_and_the_volume_itself_stays(store: S
     (path / "file").write_text("new")
     volume(store, "existing", "precious")
 
-    assert store.contents.restore(snapshot, "copy") is None
-    backup = store.contents.restore(snapshot, "existing")
+    assert store.contents.restore(snapshot, "copy").backup is None
+    backup = store.contents.restore(snapshot, "existing").backup
 
     assert content(store, "db") == "new"
     assert content(store, "copy") == content(store, "existing") == "old"
@@ -605,12 +605,12 @@ def test_restores_at_once_each_make_their_backup(store: Store) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         backups = [
-            future.result()
+            future.result().backup
             for future in [pool.submit(store.contents.restore, snapshot) for _ in range(8)]
         ]
 
     assert len(set(backups)) == 8
-    assert set(listed(store)) == {snapshot, *backups}
+    assert set(listed(store)) == {snapshot, *map(str, backups)}
     assert content(store, "db") == "old"
     assert store.place.own_names() == []
 
