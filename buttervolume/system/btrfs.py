@@ -15,6 +15,7 @@ from uuid import UUID
 
 from buttervolume.errors import CommandFailed
 from buttervolume.system import command
+from buttervolume.words import lines
 
 ROOT_INODE = 256
 """The inode of every subvolume's root (BTRFS_FIRST_FREE_OBJECTID)."""
@@ -215,7 +216,7 @@ def delete(paths: Sequence[Path]) -> dict[Path, str]:
         try:
             command.run(["btrfs", "subvolume", "delete", *map(str, batch)])
         except CommandFailed as error:
-            reason = "; ".join(dict.fromkeys(error.stderr.splitlines())) or str(error)
+            reason = "; ".join(dict.fromkeys(lines(error.stderr))) or str(error)
             failed |= {path: reason for path in batch if os.path.lexists(path)}
     return failed
 
