@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_LONGEST_TICKET = 64
+
 Answer = dict[str, object]
 
 
@@ -77,6 +79,13 @@ class Body:
         if not 1 <= number <= highest:
             raise MalformedRequest(f"{key} must be from 1 to {highest}")
         return number
+
+    def ticket(self) -> str | None:
+        """By what the caller will know the transfers of this request, if he wants to."""
+        ticket = self.optional_text("Ticket")
+        if ticket is not None and not 0 < len(ticket) <= _LONGEST_TICKET:
+            raise MalformedRequest(f"Ticket must have from 1 to {_LONGEST_TICKET} characters")
+        return ticket
 
     def flag(self, key: str) -> bool:
         """A boolean, False if left out."""

@@ -128,6 +128,7 @@ def create_app(services: Services, endpoints: Iterable[Endpoint]) -> Flask:
                     keep = stack.enter_context(_recorded(services, endpoint, body))
                 stack.enter_context(services.volumes.mutexes.patience(endpoint.lane.patience))
                 if endpoint.lane is Lane.TRANSFER:
+                    stack.enter_context(services.transfers.ticket(body.ticket()))
                     stack.enter_context(_slot(slots))
                 answer = endpoint.handler(services, body, **parts)
                 keep(answer)

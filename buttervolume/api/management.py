@@ -101,8 +101,12 @@ def list_transfers(services: Services, _: Body) -> Answer:
 
 
 def cancel_transfer(services: Services, body: Body) -> Answer:
-    """End a transfer."""
-    services.transfers.cancel(body.number("Id"))
+    """End a transfer, or all of a ticket, those that have not begun yet included."""
+    ticket = body.ticket()
+    if ticket is None:
+        services.transfers.cancel(body.number("Id"))
+    else:
+        services.transfers.call_off(ticket)
     return {}
 
 

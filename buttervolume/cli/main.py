@@ -136,16 +136,18 @@ def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
 def _send(call: Call, arguments: argparse.Namespace) -> list[str]:
     from buttervolume.cli.progress import watch
 
-    with watch(call, "send", arguments.snapshot.partition("@")[0], [arguments.host]):
-        call("VolumeDriver.Snapshot.Send", Name=arguments.snapshot, Host=arguments.host)
+    name, host = arguments.snapshot, arguments.host
+    with watch(call, "send", name.partition("@")[0], [host]) as ticket:
+        call("VolumeDriver.Snapshot.Send", Name=name, Host=host, Ticket=ticket)
     return []
 
 
 def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
     from buttervolume.cli.progress import watch
 
-    with watch(call, "sync", arguments.volume, arguments.host):
-        call("VolumeDriver.Volume.Sync", Volumes=[arguments.volume], Hosts=arguments.host)
+    volume, hosts = arguments.volume, arguments.host
+    with watch(call, "sync", volume, hosts) as ticket:
+        call("VolumeDriver.Volume.Sync", Volumes=[volume], Hosts=hosts, Ticket=ticket)
     return []
 
 

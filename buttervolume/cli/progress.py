@@ -1,11 +1,12 @@
 """A transfer as the command line sees it: its progress on a terminal, its end by Ctrl-C."""
 
 import os
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from buttervolume.cli.terminal import say
@@ -21,14 +22,21 @@ Call = Callable[..., dict[str, Any]]
 
 
 @contextmanager
-def watch(call: Call, operation: str, volume: str, hosts: Collection[str]) -> Iterator[None]:
-    """Show the transfers that the block starts, if stderr is a terminal; Ctrl-C cancels them."""
+def watch(call: Call, operation: str, volume: str, hosts: Collection[str]) -> Iterator[str]:
+    """Show the transfers that the block starts, if stderr is a terminal; Ctrl-C cancels them.
+
+    Yields the ticket that the block's call is to carry: by that they can be cancelled before they
+    have begun.
+    """
+    ticket = secrets.token_hex(16)
 
     def mine() -> list[dict[str, Any]]:
         return [
             transfer
             for transfer in call("VolumeDriver.Transfers")["Transfers"]
-            if (transfer["Operation"], transfer["Volume"]) == (operation, volume)
+            # an older daemon knows no tickets
+            if transfer.get("Ticket", ticket) == ticket
+            and (transfer["Operation"], transfer["Volume"]) == (operation, volume)
             and transfer["Host"] in hosts
         ]
 
@@ -37,9 +45,11 @@ def watch(call: Call, operation: str, volume: str, hosts: Collection[str]) -> It
     if sys.stderr.isatty():
         shower.start()
     try:
-        yield
+        yield ticket
     except KeyboardInterrupt:
         say("ending the transfer…")
+        with suppress(ButtervolumeError):
+            call("VolumeDriver.Transfers.Cancel", Ticket=ticket)
         _cancel(call, mine)
         raise
     finally:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from itertools import count
 
 from buttervolume.errors import Cancelled, NoSuchTransfer
 from buttervolume.system.command import Flow
+
+_TICKETS = 1000
+"""How many that were called off are remembered, for requests that come late."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Transfer:
     host: str
     parent: str | None = None
     """The snapshot that both hosts have, of an incremental send."""
+    ticket: str | None = None
+    """By which the caller knows it, who chose it before it began."""
     phase: str = "connecting"
     flow: Flow = field(default_factory=Flow)
     started: float = field(default_factory=time.monotonic)
@@ -45,20 +51,24 @@ class Transfers:
     """All transfers under way, whoever asked for them."""
 
     def __init__(self) -> None:
-        # protects _running and _closed
+        # protects _running, _called_off and _closed
         self._guard = threading.Lock()
         self._running: dict[int, Transfer] = {}
+        self._called_off: deque[str] = deque(maxlen=_TICKETS)
         self._closed = False
         self._numbers = count(1)
         self._of_thread = threading.local()
 
     @contextmanager
     def start(self, operation: str, volume: str, snapshot: str, host: str) -> Iterator[Transfer]:
-        """List a transfer until the block ends. Raises Cancelled if the daemon is stopping."""
+        """List a transfer until the block ends. Raises Cancelled if it was called off before, or if
+        the daemon is stopping."""
+        ticket: str | None = getattr(self._of_thread, "ticket", None)
         with self._guard:
-            if self._closed:
+            if self._closed or ticket in self._called_off:
                 raise Cancelled
-            transfer = Transfer(next(self._numbers), operation, volume, snapshot, host)
+            number = next(self._numbers)
+            transfer = Transfer(number, operation, volume, snapshot, host, ticket=ticket)
             self._running[transfer.number] = transfer
         try:
             yield transfer
@@ -67,6 +77,15 @@ class Transfers:
                 del self._running[transfer.number]
             tally: Tally = getattr(self._of_thread, "tally", Tally())
             tally.moved += transfer.flow.moved
+
+    @contextmanager
+    def ticket(self, ticket: str | None) -> Iterator[None]:
+        """Let the transfers that this thread makes until the block ends be known by a ticket."""
+        self._of_thread.ticket = ticket
+        try:
+            yield
+        finally:
+            del self._of_thread.ticket
 
     @contextmanager
     def tally(self) -> Iterator[Tally]:
@@ -88,6 +107,14 @@ class Transfers:
             if number not in self._running:
                 raise NoSuchTransfer(number)
             self._running[number].flow.cancel()
+
+    def call_off(self, ticket: str) -> None:
+        """Let the transfers of a ticket end, and those that have not begun yet not begin."""
+        with self._guard:
+            self._called_off.append(ticket)
+            for transfer in self._running.values():
+                if transfer.ticket == ticket:
+                    transfer.flow.cancel()
 
     def close(self) -> None:
         """Let all transfers end, and no other begin."""

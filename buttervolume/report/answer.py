@@ -110,6 +110,7 @@ def transfer(each: Transfer) -> Data:
         "Snapshot": each.snapshot,
         "Host": each.host,
         "Parent": each.parent,
+        "Ticket": each.ticket,
         "Phase": each.phase,
         "Bytes": each.flow.moved,
         "BytesPerSecond": round(each.flow.moved / seconds) if seconds else 0,

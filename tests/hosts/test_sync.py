@@ -273,6 +273,47 @@ def test_sync_shows_what_rsync_reports_on_a_terminal_and_ctrl_c_ends_it(
     assert left_over(pair.alpha, volume) == []
 
 
+WAIT = 'touch /run/arrived; while [ ! -e /run/go-on ]; do sleep 0.01; done; exec "$real" "$@"'
+
+
+def test_ctrl_c_before_the_transfer_has_begun_ends_it_too(
+    alpha: Host, beta: Host, volume: str, there: str
+) -> None:
+    write(beta, there, "file", b"theirs", 1000)
+    before = len(alpha.daemon.log())
+    with alpha.shim("btrfs", WAIT):  # the snapshot before the transfer takes long
+        terminal = alpha.on_terminal("sync", volume, "beta")
+        wait_until(lambda: alpha.path("/run/arrived").exists(), 20, "the snapshot")
+        assert alpha.transfers() == []
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.wait() == 1
+        assert "the transfer was ended" in terminal.shown()
+        alpha.write("/run/go-on", "")
+        wait_until(lambda: "the transfer was cancelled" in alpha.daemon.log()[before:], 20)
+    alpha.run("rm", "/run/arrived", "/run/go-on")
+    assert not alpha.file(volume, "file").exists()
+    assert alpha.transfers() == []
+
+
+def test_a_ticket_ends_what_it_names_and_nothing_else(alpha: Host, beta: Host, volume: str) -> None:
+    alpha.api.call("Transfers.Cancel", Ticket="mine")
+    body = {"Volumes": [volume], "Hosts": ["beta"]}
+
+    assert "was cancelled" in alpha.api.post("Volume.Sync", Ticket="mine", **body).error
+    beta.create(volume)
+    assert alpha.api.post("Volume.Sync", Ticket="other", **body).error == ""
+    assert alpha.api.post("Volume.Sync", **body).error == ""
+
+
+@pytest.mark.parametrize("ticket", ["", "x" * 65, 1, ["x"]])
+def test_a_ticket_that_is_none_is_malformed(alpha: Host, volume: str, ticket: object) -> None:
+    for endpoint, body in (
+        ("Volume.Sync", {"Volumes": [volume], "Hosts": ["beta"]}),
+        ("Transfers.Cancel", {}),
+    ):
+        assert alpha.api.post(endpoint, Ticket=ticket, **body).status == 400
+
+
 @pytest.mark.usefixtures("there")
 def test_sync_is_silent_where_there_is_no_terminal(alpha: Host, beta: Host, volume: str) -> None:
     write(beta, volume, "file", b"theirs", 1000)
