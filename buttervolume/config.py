@@ -70,6 +70,8 @@ class Config:
     web_token: str
     node: str
     """This host's name among its peers."""
+    notify: tuple[str, ...]
+    """Apprise addresses of those who are told of problems."""
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
@@ -156,6 +158,13 @@ def _address(value: str) -> Address | None:
     return Address(address, number)
 
 
+def _addresses(value: str) -> tuple[str, ...]:
+    addresses = tuple(value.split())
+    if not all("://" in address and address.isprintable() for address in addresses):
+        raise ValueError("Apprise addresses such as mailto://…, separated by blanks")
+    return addresses
+
+
 def _token(value: str) -> str:
     if value != value.strip() or not value.isascii() or not value.isprintable():
         raise ValueError("printable ASCII without blanks at its ends")
@@ -207,11 +216,12 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "WEB": ("", _address),
     "WEB_TOKEN": ("", _token),
     "NODE": ("", _host),
+    "NOTIFY": ("", _addresses),
     SSH_PORT: ("1122", _whole_number(1, 65535)),
 }
 
 
-_SECRETS = ("WEB_TOKEN",)
+_SECRETS = ("WEB_TOKEN", "NOTIFY")
 """Keys whose values no message shows."""
 
 

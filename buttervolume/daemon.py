@@ -22,6 +22,7 @@ from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.notices import Apprise, Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.services import Services
 from buttervolume.store.catalog import Catalog
@@ -71,6 +72,17 @@ def _serve(config: Config) -> None:
         history = History(config.history)
         tools = Tools(snapshots, replication, transfers)
         scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer)
+        observer = Observer(
+            volumes,
+            catalog,
+            schedule,
+            scheduler,
+            transfers,
+            snapshots.in_transfer.held,
+            timer=config.timer,
+            min_free=config.min_free,
+        )
+        apprise = Apprise(config.notify)
         services = Services(
             volumes=volumes,
             catalog=catalog,
@@ -80,15 +92,12 @@ def _serve(config: Config) -> None:
             replication=replication,
             schedule=schedule,
             scheduler=scheduler,
-            observer=Observer(
-                volumes,
-                catalog,
-                schedule,
-                scheduler,
-                transfers,
-                snapshots.in_transfer.held,
-                timer=config.timer,
-                min_free=config.min_free,
+            observer=observer,
+            notifier=Notifier(
+                observer.report,
+                apprise,
+                config.node,
+                config.history.with_name("notices.json"),
             ),
             history=history,
         )
@@ -104,6 +113,10 @@ def _serve(config: Config) -> None:
         tidying.start()
         if page is not None:
             _serve_page(config, services, page)
+        if config.notify and (problem := apprise.check()):
+            log.warning("%s", problem)
+        elif config.notify:
+            services.notifier.start()
         log.info("ready on %s", config.socket)
         notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
@@ -137,7 +150,8 @@ def _serve_page(config: Config, services: Services, listener: socket.socket) -> 
     from buttervolume.web.app import create_app as create_pages
     from buttervolume.web.server import serve
 
-    view = View(socket.gethostname(), services.observer.report, services.observer.outlook)
+    observer, history = services.observer, services.history
+    view = View(config.node, observer.report, observer.outlook, history.search)
     on_socket = config.web is not None and config.web.path is not None
     serve(create_pages(view, config.web_token, any_host=on_socket), listener)
     logging.getLogger(__name__).info("the page is at %s", config.web)

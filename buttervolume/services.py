@@ -7,6 +7,7 @@ from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.notices import Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
@@ -27,4 +28,5 @@ class Services:
     schedule: Schedule
     scheduler: Scheduler
     observer: Observer
+    notifier: Notifier
     history: History

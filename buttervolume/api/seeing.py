@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from buttervolume.api.body import Answer, Body
+from buttervolume.api.body import Answer, Body, MalformedRequest
 from buttervolume.api.http import Endpoint
 from buttervolume.errors import NoSuchVolume
 from buttervolume.jobs.history import parse_since
@@ -24,6 +24,14 @@ def status(services: Services, body: Body) -> Answer:
         if not report.volumes and not report.jobs and report.is_alive:
             raise NoSuchVolume(volume)
     return answer.report(report)
+
+
+def notify(services: Services, body: Body) -> Answer:
+    """Send a notice, to see whether it arrives."""
+    if not body.flag("Test"):
+        raise MalformedRequest("Test must be true: there is nothing else to send")
+    services.notifier.test()
+    return {}
 
 
 def details_of_snapshots(services: Services, volume: str | None) -> Answer:
@@ -56,4 +64,5 @@ ENDPOINTS = (
     # it has to say so when the volumes are gone, and Docker never asks for it
     Endpoint("VolumeDriver.Status", status, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Log", log, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Notify", notify, on_volumes=False),
 )

@@ -205,6 +205,11 @@ def _status(call: Call, arguments: argparse.Namespace) -> Outcome:
     return Outcome(*seeing.status(call, arguments))
 
 
+def _notify(call: Call, arguments: argparse.Namespace) -> list[str]:
+    call("VolumeDriver.Notify", Test=arguments.test)
+    return []
+
+
 def _transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
     from buttervolume.cli import seeing
 
@@ -234,6 +239,7 @@ _BY_DAEMON = {
     "status": _status,
     "transfers": _transfers,
     "log": _log,
+    "notify": _notify,
 }
 
 

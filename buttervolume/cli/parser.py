@@ -247,6 +247,13 @@ def build_parser() -> Parser:
     command.add_argument("--since", metavar="AGE", help="an age such as 2d, or a date")
     command.add_argument("--failed", action="store_true", help="only what failed or was refused")
     command.add_argument("volume", nargs="?")
+
+    command = add(
+        "notify",
+        "Send a notice to the addresses in NOTIFY, to see whether it arrives",
+        "notify --test",
+    )
+    command.add_argument("--test", action="store_true", required=True, help="send a test")
     return parser
 
 

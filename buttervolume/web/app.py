@@ -4,14 +4,15 @@ import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from buttervolume.errors import ButtervolumeError
+from buttervolume.errors import ButtervolumeError, OperationFailed
+from buttervolume.jobs.history import Run
 from buttervolume.report import answer
 from buttervolume.report.observer import Outlook
 from buttervolume.report.status import Report
@@ -42,6 +43,8 @@ class View:
     """The name of this host."""
     report: Callable[[], Report]
     outlook: Callable[[Report, str], Outlook | None]
+    runs: Callable[..., Sequence[Run]]
+    """What was done, as `History.search` finds it."""
 
 
 def create_app(view: View, token: str, *, any_host: bool) -> Flask:
@@ -97,7 +100,17 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
                     "error.html", node=view.node, problem=f"{name}: no such volume"
                 )
                 return Response(page, 404)
-            return _html(pages.volume(report, name, view.outlook(report, name)), "volume.html")
+            outlook, runs = view.outlook(report, name), _runs(volume=name)
+            return _html(pages.volume(report, name, outlook, runs), "volume.html")
+
+        return answers.get(make)
+
+    @app.get("/log")
+    def log() -> Response:
+        def make() -> Response:
+            wanted = pages.Wanted.parse(request.args)
+            runs = _runs(volume=wanted.volume, failed=wanted.failed, limit=wanted.limit)
+            return _html(pages.log(view.report(), wanted, runs), "log.html")
 
         return answers.get(make)
 
@@ -115,6 +128,14 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
     @app.get("/api/status")
     def status() -> Response:
         return answers.get(lambda: jsonify(answer.report(view.report())))
+
+    def _runs(**question: object) -> Sequence[Run] | None:
+        """What was done; None if the history cannot be read now."""
+        try:
+            return view.runs(**question)
+        except OperationFailed as error:
+            logging.getLogger(__name__).warning("%s", error)
+            return None
 
     def _html(context: pages.Context, template: str) -> Response:
         return Response(render_template(template, node=view.node, **context))

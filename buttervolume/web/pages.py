@@ -1,12 +1,13 @@
 """What the templates show, as plain values."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from buttervolume import human
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.jobs.history import Run
 from buttervolume.report.forecast import Band
 from buttervolume.report.observer import Outlook
 from buttervolume.report.status import (
@@ -19,7 +20,7 @@ from buttervolume.report.status import (
     VolumeStatus,
 )
 from buttervolume.system.space import Space
-from buttervolume.web import timeline
+from buttervolume.web import bars, timeline
 from buttervolume.words import printable, shortened
 
 Context = dict[str, Any]
@@ -94,7 +95,9 @@ def home(report: Report, asked: Mapping[str, str]) -> Context:
     }
 
 
-def volume(report: Report, name: str, outlook: Outlook | None) -> Context:
+def volume(
+    report: Report, name: str, outlook: Outlook | None, runs: Sequence[Run] | None
+) -> Context:
     """One volume: its timeline, its snapshots and its jobs."""
     status = report.by_volume[name]
     of_volume = report.of_volume(name)
@@ -109,6 +112,7 @@ def volume(report: Report, name: str, outlook: Outlook | None) -> Context:
         "snapshots": _snapshots(status.holdings, outlook, now),
         "copies": [(copy.host, _lag(copy, now)) for copy in status.holdings.copies],
         "jobs": [_job(each, report.now) for each in of_volume.jobs],
+        "charts": bars.draw(runs or (), report.now),
         "transfers": [_transfer(each) for each in of_volume.transfers],
         "pattern": _pattern(outlook),
         "doomed": 0 if ahead is None else sum(not v.name.is_marker for v in ahead.doomed),
@@ -116,6 +120,46 @@ def volume(report: Report, name: str, outlook: Outlook | None) -> Context:
         "purge_paused": outlook is not None and outlook.purge.state is State.PAUSED,
         "finally_kept": None if ahead is None else ahead.finally_kept,
         "bands": [] if ahead is None else [_band(b) for b in ahead.bands],
+    }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the log somebody wants to see."""
+
+    volume: str | None
+    failed: bool
+    limit: int
+
+    @classmethod
+    def parse(cls, asked: Mapping[str, str]) -> "Wanted":
+        """Understand the address, whatever is in it."""
+        limit = min(_number(asked.get("n"), 200), 2000)
+        return cls(asked.get("volume", "")[:255] or None, bool(asked.get("failed")), limit)
+
+
+def log(report: Report, wanted: Wanted, runs: Sequence[Run] | None) -> Context:
+    """What was done, the newest first."""
+    return {
+        **_common(report),
+        "wanted": wanted,
+        "is_readable": runs is not None,
+        "runs": [_run(run, report.now) for run in reversed(runs or ())],
+    }
+
+
+def _run(run: Run, now: datetime) -> Context:
+    return {
+        "started": run.started.astimezone(),
+        "age": human.age(run.started, now),
+        "operation": run.operation,
+        "volume": run.volume,
+        "host": run.host,
+        "seconds": f"{run.seconds:.1f} s",
+        "bytes": "" if run.bytes is None else human.size(run.bytes),
+        "failed": bool(run.error),
+        "message": run.error or run.outcome or run.snapshot,
+        "by": run.by,
     }
 
 
@@ -129,8 +173,8 @@ def _common(report: Report) -> Context:
     }
 
 
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else 1
+def _number(text: str | None, otherwise: int = 1) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else otherwise
 
 
 def _problem(problem: Problem, now: datetime) -> Context:

@@ -52,6 +52,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         web=None,
         web_token="",
         node=socket.gethostname(),
+        notify=(),
         ssh_port=1122,
     )
 
@@ -93,6 +94,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "WEB": "127.0.0.1:9178",
         "WEB_TOKEN": "secret",
         "NODE": "alpha",
+        "NOTIFY": "json://a  ntfy://b/c",
     }
     expected = Config(
         drivername="me/buttervolume:1",
@@ -110,6 +112,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         web=Address("127.0.0.1", 9178),
         web_token="secret",
         node="alpha",
+        notify=("json://a", "ntfy://b/c"),
         ssh_port=1122,
     )
 
@@ -394,4 +397,7 @@ def test_a_page_for_this_machine_alone_needs_none(file: Path, text: str, shown: 
 def test_no_message_shows_the_token(file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(file, "", BUTTERVOLUME_WEB_TOKEN="geheim\x07")
+    assert "geheim" not in str(error.value)
+    with pytest.raises(ConfigError, match="NOTIFY = …") as error:
+        load(file, "", BUTTERVOLUME_NOTIFY="geheim")
     assert "geheim" not in str(error.value)

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
@@ -12,14 +11,9 @@ import pytest
 
 from tests.btrfs.conftest import filesystem, place, runtime, start_daemon
 from tests.btrfs.harness import Daemon
+from tests.support.ports import free_port
 
 __all__ = ["filesystem", "place", "runtime", "start_daemon"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

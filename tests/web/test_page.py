@@ -90,7 +90,6 @@ def shop(site: Site, place: Place) -> Site:
         site.daemon.call("Schedule", Name=volume, Action=action, Timer="60")
     site.daemon.call("Schedule", Name="db", Action="purge:4h:1d:2w", Timer="pause")
     wait_until(lambda: not site.get("/api/status").json["Healthy"], what="the job to fail")
-    wait_until(lambda: len(site.daemon.snapshot_names("db")) == 11, what="the job to run")
     return site
 
 
@@ -101,6 +100,7 @@ PAGES = (
     "/volumes/scratch",
     "/volumes/%3Ci%3Eodd%20%26%20%3Cb%3E",
     "/volumes/no",
+    "/log",
 )
 
 
@@ -167,6 +167,22 @@ def test_the_timeline_shows_what_is_kept_where_and_what_goes(shop: Site, chromiu
         chromium, ".forecast"
     )
     assert "about" in text(chromium, ".forecast")
+
+
+def test_the_runs_of_jobs_are_bars_and_the_log_tells_of_each(shop: Site, chromium: Any) -> None:
+    look(chromium, shop, "/volumes/wiki")
+    bars = chromium.find_elements(By.CSS_SELECTOR, "svg.bars rect.failed title")
+    assert "Connection refused" in bars[0].get_attribute("textContent")
+    chromium.find_element(By.CSS_SELECTOR, "section[aria-labelledby=runs-title] a").click()
+
+    assert "/log?volume=wiki" in chromium.current_url
+    rows = [row.text for row in chromium.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert rows
+    assert all("wiki" in row for row in rows)
+    assert any("failed" in row and "Connection refused" in row for row in rows)
+    look(chromium, shop, "/log?failed=1")
+    rows = [row.text for row in chromium.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert all("failed" in row for row in rows)
 
 
 @pytest.mark.parametrize("dark", [False, True])

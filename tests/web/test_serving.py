@@ -14,10 +14,20 @@ import pytest
 
 from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import Place, btrfs, subvolume
+from tests.support.ports import free_port
 from tests.support.wait import wait_until
-from tests.web.conftest import Site, StartSite, free_port
+from tests.web.conftest import Site, StartSite
 
-PAGES = ("/", "/volumes/db", "/metrics", "/health", "/api/status", "/static/style.css", "/nowhere")
+PAGES = (
+    "/",
+    "/volumes/db",
+    "/metrics",
+    "/health",
+    "/api/status",
+    "/static/style.css",
+    "/log",
+    "/nowhere",
+)
 
 
 def test_the_pages_are_there(site: Site) -> None:
@@ -205,7 +215,17 @@ def test_what_is_not_there_is_a_page_that_says_so(site: Site, path: str) -> None
 
 @pytest.mark.parametrize(
     "query",
-    ["?page=0", "?page=99999999", "?page=-1", "?page=x", "?q=%ff%00%0a", "?q=" + "x" * 5000],
+    [
+        "log?n=0",
+        "log?n=x&failed=",
+        "log?volume=%00",
+        "?page=0",
+        "?page=99999999",
+        "?page=-1",
+        "?page=x",
+        "?q=%ff%00%0a",
+        "?q=" + "x" * 5000,
+    ],
 )
 def test_odd_questions_get_a_page(site: Site, query: str) -> None:
     site.daemon.call("Create", Name="db")

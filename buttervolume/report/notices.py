@@ -1,0 +1,203 @@
+"""Notices: a message when a problem begins and one when it ends, and never a storm of them.
+
+What is new is decided by pure functions; the rest is a thread that nobody waits for. Messages go
+out by Apprise, which knows mail, chats and hooks of a hundred kinds, and is loaded when there is
+something to send.
+"""
+
+import importlib.util
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from buttervolume.errors import ButtervolumeError, OperationFailed
+from buttervolume.report.status import Problem, Report
+from buttervolume.system import files
+from buttervolume.words import shortened
+
+LOOK_EVERY = 10.0
+"""Seconds between two looks at the report."""
+BETWEEN_MESSAGES = 60.0
+"""Seconds between two messages, at the least."""
+_MOST_LINES = 20
+_LONGEST_LINE = 400
+"""Bytes."""
+
+Key = str
+"""What makes a problem the same one as before, as text."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is sent."""
+
+    title: str
+    body: str
+
+
+@dataclass(frozen=True)
+class News:
+    """What has changed since the last message; problems by their keys."""
+
+    begun: Mapping[Key, str]
+    ended: Mapping[Key, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.begun or self.ended)
+
+
+def key_of(problem: Problem) -> Key:
+    """The key of a problem."""
+    return "\n".join(problem.key)
+
+
+def describe(problem: Problem) -> str:
+    """A problem in a line."""
+    about = " ".join(filter(None, (problem.volume, problem.action if problem.volume else None)))
+    said = f"{about}: {problem.message}" if about else problem.message
+    return shortened(f"{problem.kind}: {said}", _LONGEST_LINE)
+
+
+def compare(told: Mapping[Key, str], problems: Iterable[Problem]) -> News:
+    """What there is to tell, after what was told last."""
+    now = {key_of(problem): describe(problem) for problem in problems}
+    return News(
+        {key: text for key, text in now.items() if key not in told},
+        {key: text for key, text in told.items() if key not in now},
+    )
+
+
+def word(news: News, node: str, problems: int) -> Message:
+    """Put news into a message."""
+    if problems:
+        title = f"{node}: {problems} problem{'' if problems == 1 else 's'} with volumes"
+    else:
+        title = f"{node}: all is well again with the volumes"
+    lines = [*news.begun.values(), *(f"over: {text}" for text in news.ended.values())]
+    shown = lines[:_MOST_LINES]
+    if len(lines) > len(shown):
+        shown.append(f"… and {len(lines) - len(shown):,} more: buttervolume status")
+    return Message(shortened(title, _LONGEST_LINE), "\n".join(shown))
+
+
+Send = Callable[[Message], None]
+
+
+class Apprise:
+    """Sends messages to the addresses of NOTIFY."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = addresses
+
+    def check(self) -> str | None:
+        """Why nothing can be sent, if so; it loads nothing."""
+        if not self._addresses:
+            return "NOTIFY is empty, so nobody is told"
+        if importlib.util.find_spec("apprise") is None:
+            return (
+                "NOTIFY is set, but Apprise, which sends the messages, is not installed: "
+                "pip install 'buttervolume[notify]', or apt install apprise"
+            )
+        return None
+
+    def __call__(self, message: Message) -> None:
+        """Send a message to all; raise OperationFailed if one of them does not take it."""
+        problem = self.check()
+        if problem is not None:
+            raise OperationFailed("send a notice", problem)
+        import apprise
+
+        failed = []
+        for number, address in enumerate(self._addresses, start=1):
+            target = apprise.Apprise()
+            scheme = address.partition(":")[0]
+            if not target.add(address):
+                failed.append(f"address {number} ({scheme}) is none that Apprise knows")
+            elif not target.notify(
+                title=message.title, body=message.body, body_format=apprise.NotifyFormat.TEXT
+            ):
+                failed.append(f"address {number} ({scheme}) did not take it")
+        if failed:
+            raise OperationFailed("send a notice", "; ".join(failed))
+
+
+class Notifier:
+    """Looks at the report now and then, in a thread of its own, and tells what is new."""
+
+    def __init__(
+        self,
+        report: Callable[[], Report],
+        send: Send,
+        node: str,
+        memory: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`memory` is the file with what was told, so that a restart tells nothing twice."""
+        self._report = report
+        self._send = send
+        self._node = node
+        self._memory = memory
+        self._clock = clock
+        self._told: dict[Key, str] = {}
+        self._next = clock()
+        self._complained = False
+        self._log = logging.getLogger(__name__)
+
+    def start(self) -> None:
+        """Begin."""
+        self._told = self._remember()
+        threading.Thread(target=self._loop, name="notices", daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY)
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001 - whatever it is, the next look may be better
+                self._log.exception("notices failed; they go on")
+
+    def look(self) -> None:
+        """Look once, and send a message if there is news and it is time for one."""
+        if self._clock() < self._next:
+            return
+        try:
+            report = self._report()
+        except ButtervolumeError as error:
+            self._log.warning("no notices now: %s", error)
+            return
+        news = compare(self._told, report.problems)
+        if not news:
+            return
+        self._next = self._clock() + BETWEEN_MESSAGES
+        try:
+            self._send(word(news, self._node, len(report.problems)))
+        except OperationFailed as error:
+            if not self._complained:
+                self._log.error("%s; it is tried again until it works", error)
+            self._complained = True
+            return
+        self._complained = False
+        self._told = {key_of(problem): describe(problem) for problem in report.problems}
+        try:
+            files.replace(self._memory, json.dumps({"told": self._told}, indent=1))
+        except OSError as error:
+            self._log.warning("cannot write %s: %s", self._memory, error)
+
+    def test(self) -> None:
+        """Send a message that says it is a test. Raises OperationFailed."""
+        self._send(Message(f"{self._node}: a test", "Notices of buttervolume arrive here."))
+
+    def _remember(self) -> dict[Key, str]:
+        """What was told before the daemon was started; what cannot be read is told again."""
+        try:
+            told = json.loads(self._memory.read_text(encoding="utf-8"))["told"]
+            return {str(key): str(text) for key, text in told.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._log.warning("%s: %s; every problem is told once now", self._memory, error)
+            return {}
