@@ -189,7 +189,7 @@ def build_parser() -> Parser:
     )
     command.add_argument(
         "action",
-        help="snapshot, purge:<pattern>, replicate:<host> or synchronize:<host>[,<host>…]",
+        help="snapshot, purge:<pattern>, replicate:<host>, mirror:<host> or synchronize:<host>[,<host>…]",
     )
     command.add_argument(
         "timer",

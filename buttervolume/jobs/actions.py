@@ -45,6 +45,8 @@ class Action(ABC):
     """How it is written, for messages."""
     protects: ClassVar[bool] = False
     """Whether it makes a copy of the volume, or brings one."""
+    takes_snapshots: ClassVar[bool] = False
+    """Whether there is a new snapshot each time that the volume has changed."""
     needs_volume: ClassVar[bool] = True
     """Whether there is nothing to do for a volume that does not exist: the job waits for it."""
 
@@ -80,7 +82,7 @@ class Snapshot(Action):
 
     kind = "snapshot"
     usage = "snapshot"
-    protects = True
+    protects = takes_snapshots = True
 
     @classmethod
     def parse(cls, rest: str) -> Self:
@@ -133,7 +135,7 @@ class Replicate(Action):
 
     kind = "replicate"
     usage = "replicate:<host>"
-    protects = True
+    protects = takes_snapshots = True
 
     @classmethod
     def parse(cls, rest: str) -> Self:
@@ -149,6 +151,36 @@ class Replicate(Action):
         """Send what is new."""
         sent = tools.replication.replicate(volume, self.host)
         return Done(sent or "unchanged", sent or "")
+
+
+@dataclass(frozen=True)
+class Mirror(Action):
+    """Send a host every snapshot of the volume that it lacks."""
+
+    host: str
+
+    kind = "mirror"
+    usage = "mirror:<host>"
+    protects = True
+    needs_volume = False  # its snapshots are enough
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """A host."""
+        return cls(names.check_host(rest))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The receiver."""
+        return (self.host,)
+
+    def run(self, volume: str, tools: Tools) -> Done:
+        """Send them, the oldest first; a failure keeps what has arrived."""
+        sent = tools.replication.send_all(volume, self.host)
+        if not sent:
+            return Done("unchanged")
+        warnings = tuple(each.warning for each in sent if each.warning)
+        return Done(f"{len(sent)} sent", sent[-1].snapshot, warnings)
 
 
 @dataclass(frozen=True)
@@ -184,7 +216,7 @@ class Synchronize(Action):
         return Done("synchronized", taken.name, _left_out(taken))
 
 
-ACTIONS: tuple[type[Action], ...] = (Snapshot, Purge, Replicate, Synchronize)
+ACTIONS: tuple[type[Action], ...] = (Snapshot, Purge, Replicate, Mirror, Synchronize)
 USAGES = tuple(action.usage for action in ACTIONS)
 
 

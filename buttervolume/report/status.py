@@ -353,7 +353,7 @@ def interval(jobs: Iterable[Job], now: datetime) -> timedelta | None:
     """The time between two snapshots that these jobs make; None if they make none."""
     gaps = []
     for job in jobs:
-        if job.active and job.task.protects:
+        if job.active and job.task.takes_snapshots:
             first = job.when.after(now)
             gaps.append(job.when.after(first) - first)
     return min(gaps, default=None)
@@ -390,7 +390,7 @@ def _unprotected(facts: Facts) -> Iterable[Problem]:
         protects[job.volume] = so_far or job.task.protects
     for volume, is_protected in sorted(protects.items()):
         if not is_protected and volume in facts.volumes:
-            message = "has jobs, but none that makes a copy of it (snapshot, replicate)"
+            message = "has jobs, but none that makes a copy of it (snapshot, replicate, mirror)"
             yield Problem(Kind.UNPROTECTED, message, volume)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -206,3 +207,26 @@ def test_the_scheduler_synchronizes(pair: Pair, volume: str) -> None:
     assert f"{volume} from nohost: ssh: Could not resolve" in message
     assert "from beta" not in message
     assert len(alpha.snapshot_names(volume)) == 1
+
+
+def test_the_scheduler_mirrors(pair: Pair, volume: str) -> None:
+    """Every snapshot gets there, each as changes of the one before, and none twice."""
+    alpha, beta = pair.alpha, pair.beta
+    taken = []
+    for number in range(3):
+        alpha.file(volume, "file").write_bytes(b"%d" % number)
+        taken.append(alpha.api.call("Snapshot", Name=volume)["Snapshot"])
+
+    def now() -> str:
+        answer = alpha.api.call("Schedule", Name=volume, Action="mirror:beta", Timer="now")
+        return str(answer["Result"])
+
+    assert now() == "3 sent"
+    assert beta.snapshot_names(volume) == taken
+    for parent, name in pairwise(taken):
+        assert is_incremental(beta, name, parent)
+    assert now() == "unchanged"
+    alpha.file(volume, "file").write_bytes(b"more")
+    taken.append(alpha.api.call("Snapshot", Name=volume)["Snapshot"])
+    assert now() == "1 sent"
+    assert is_copy(alpha, beta, taken[-1])

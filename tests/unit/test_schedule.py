@@ -671,6 +671,7 @@ def test_an_option_that_is_no_good_job_is_refused(key: str, value: object) -> No
 BAD_ACTIONS = [
     *("", "snap", "Snapshot", "snapshot:", "snapshot:now", " snapshot", "snapshot\n"),
     *("purge", "purge:", "purge:4h/0", "purge:4h:x", "purge:0h:1d"),
+    *("mirror", "mirror:", "mirror:-x", "mirror:a,b"),
     *("replicate", "replicate:", "replicate:a b", "replicate:-x", "replicate:a,b", "replicate:é"),
     *("synchronize", "synchronize:", "synchronize:a,", "synchronize:,a", "synchronize:a, b"),
     *("synchronize:a,a", "synchronize:a;b", "replicate:a\n"),
