@@ -27,7 +27,7 @@ ASKED = ("buttervolume", "peer")
 _PATTERN = re.compile(r"[a-zA-Z0-9_.*?\[\]!-]+")
 _KEY = re.compile(r"(?P<kind>[a-z0-9@.-]+) (?P<key>[A-Za-z0-9+/]+={0,3})(?: (?P<comment>[ -~]*))?")
 _KINDS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")
-_SHORT = re.compile(r"-[vulHogDtpAXrSxWzsiqcyd]+(?:e[0-9.]*[a-zA-Z]*)?")
+_SHORT = re.compile(r"-[vnulHogDtpAXrSxWzsiqcyd]+(?:e[0-9.]*[a-zA-Z]*)?")
 """Options of the sender that lead nowhere else and change nothing here, and behind `e.` what the
 other side understands (server_options in rsync's options.c)."""
 _TIMEOUT = re.compile(r"--timeout=(\d{1,6})")

@@ -33,7 +33,7 @@ from buttervolume.hosts import intake
 from buttervolume.hosts.guard import Guard, is_secluded, parse_rsync, wants_session
 from buttervolume.hosts.intake import Intake
 from buttervolume.hosts.lineage import Facts
-from buttervolume.hosts.protocol import PROTOCOL, facts_as_json
+from buttervolume.hosts.protocol import PROTOCOL, facts_as_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import SnapshotName
@@ -85,7 +85,7 @@ class Peer:
             "node": self._config.node,
             "verbs": sorted(self._guard.verbs),
             "stream": stream_version(),
-            "time": time.time(),
+            "time": int(time.time()),
         }
         try:
             self._say(greeting)
@@ -203,7 +203,7 @@ class Peer:
         announced = Announced(
             str(name),
             UUID(_text(request["uuid"])),
-            int(request["ctransid"]),
+            number(request["ctransid"]),
             UUID(_text(parent)) if parent else None,
         )
         space = _Space(self._directory, self._config.min_free if self._guard.is_on else 0)
@@ -243,7 +243,7 @@ class Peer:
             parent_path = self._whole(parent_name)
             other = btrfs.info(parent_path)
             parent = other.received_uuid or other.uuid
-        compressed = int(request.get("stream", 1)) >= 2 and stream_version() >= 2
+        compressed = number(request.get("stream", 1)) >= 2 and stream_version() >= 2
         self._say(
             {
                 "stream": str(name),

@@ -58,16 +58,23 @@ def facts_from_json(
         parent_uuid=_uuid(said["parent_uuid"]),
         received_uuid=_uuid(said["received_uuid"]),
         readonly=said["readonly"] is True,
-        otransid=int(said["otransid"]),
-        tree=int(said["tree"]),
-        ctransid=int(said["ctransid"]),
-        send_transid=int(said["send_transid"]),
-        receive_transid=int(said["receive_transid"]),
+        otransid=number(said["otransid"]),
+        tree=number(said["tree"]),
+        ctransid=number(said["ctransid"]),
+        send_transid=number(said["send_transid"]),
+        receive_transid=number(said["receive_transid"]),
         settled=said["settled"] is True,
         taken=moment_of(name),
         receiving=None if receiving is None else str(receiving),
         backup=said["backup"] is True,
     )
+
+
+def number(said: object) -> int:
+    """A transaction, or the number of a tree. Raises ValueError."""
+    if not isinstance(said, int) or not 0 <= said < 1 << 64:
+        raise ValueError("it must be a number of 64 bits")
+    return said
 
 
 def _text(uuid: UUID | None) -> str | None:

@@ -21,7 +21,7 @@ from buttervolume.errors import (
 from buttervolume.hosts import ssh
 from buttervolume.hosts.intake import Intake
 from buttervolume.hosts.lineage import Facts, Side
-from buttervolume.hosts.protocol import PROTOCOL, facts_from_json
+from buttervolume.hosts.protocol import PROTOCOL, facts_from_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import SnapshotName
@@ -56,8 +56,8 @@ class Session:
         self.host = host
         self.verbs = frozenset(map(str, greeting["verbs"]))
         self.node = str(greeting["node"])
-        self.stream_version = min(int(greeting["stream"]), NEWEST_VERSION)
-        self.time = float(greeting["time"])
+        self.stream_version = min(number(greeting["stream"]), NEWEST_VERSION)
+        self.time = number(greeting["time"])
         """The clock there, in seconds since 1970, when the session began."""
         self._process = process
         self._inlet = inlet
@@ -129,7 +129,7 @@ class Session:
             announced = Announced(
                 str(name),
                 UUID(said["uuid"]),
-                int(said["ctransid"]),
+                number(said["ctransid"]),
                 UUID(said["parent"]) if said["parent"] else None,
             )
             expected(announced)

@@ -151,7 +151,7 @@ def test_rsync_reads_nothing_else(path: str) -> None:
         "-R",
         "-rR",
         "-F",
-        "-n -L",
+        "-r -L",
         "--copy-links",
         "--remove-source-files",
         "--files-from=/etc/shadow",
