@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -32,21 +33,22 @@ def test_stories_are_found_in_tutorial_how_to_and_reference() -> None:
 
 @pytest.mark.parametrize("name", STORIES)
 def test_the_commands_of_a_page_do_what_it_says(name: str, tmp_path: Path) -> None:
+    story = steps(STORIES[name])
     with (
         Network() as network,
         Machine("www.example.org", tmp_path, network) as here,
         Machine("backup.example.org", tmp_path, network) as there,
-        Dockerd(here) as docker_here,
-        Dockerd(there) as docker_there,
+        ExitStack() as dockers,
     ):
         prepare(here, there)
-        for dockerd in (docker_here, docker_there):
-            images(dockerd)
+        for machine, is_here in ((here, True), (there, False)):
+            if any("docker" in step.command for step in story if step.here == is_here):
+                images(dockers.enter_context(Dockerd(machine)))
         path = f"{programs(tmp_path / 'bin')}:{PATH}"
         env = in_checkout({"PATH": path, "SHARED": str(tmp_path)})
         real: dict[str, str] = {}
         """The date that a snapshot has in this run, for each date in the manual."""
-        for step in steps(STORIES[name]):
+        for step in story:
             machine = here if step.here else there
             command = DATE.sub(partial(known, real), step.command)
             printed = machine.run("sh", "-ec", in_last_directory(command), env=env).stdout
