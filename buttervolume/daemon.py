@@ -28,6 +28,7 @@ from buttervolume.services import Services
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
+from buttervolume.store.usage import Meter
 from buttervolume.store.volumes import LOCK_NAME, Volumes
 from buttervolume.system import btrfs
 from buttervolume.system.log import to_standard_streams
@@ -93,6 +94,7 @@ def _serve(config: Config) -> None:
             schedule=schedule,
             scheduler=scheduler,
             observer=observer,
+            meter=Meter(volumes, catalog),
             notifier=Notifier(
                 observer.report,
                 apprise,

@@ -12,6 +12,7 @@ from buttervolume.report.observer import Observer
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
+from buttervolume.store.usage import Meter
 from buttervolume.store.volumes import Volumes
 
 
@@ -29,4 +30,5 @@ class Services:
     scheduler: Scheduler
     observer: Observer
     notifier: Notifier
+    meter: Meter
     history: History

@@ -1,14 +1,16 @@
 """What tells how everything stands, and changes nothing."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from buttervolume.api.body import Answer, Body, MalformedRequest
-from buttervolume.api.http import Endpoint
+from buttervolume.api.http import Endpoint, Lane
 from buttervolume.errors import NoSuchVolume
 from buttervolume.jobs.history import parse_since
 from buttervolume.names import check_volume_reference
 from buttervolume.report import answer
 from buttervolume.services import Services
+from buttervolume.system import btrfs
 
 MOST_RUNS = 10_000
 """How many runs one answer has at most; some megabytes."""
@@ -24,6 +26,52 @@ def status(services: Services, body: Body) -> Answer:
         if not report.volumes and not report.jobs and report.is_alive:
             raise NoSuchVolume(volume)
     return answer.report(report)
+
+
+def list_volumes(services: Services, body: Body) -> Answer:
+    """Every volume with what there is to know of it without measuring, or one."""
+    wanted = body.optional_text("Name")
+    if wanted is not None:
+        services.volumes.mountpoint(wanted)
+    report = services.observer.report()
+    users = services.volumes.count_users()
+    volumes = []
+    for each in report.volumes:
+        if each.exists and wanted in (None, each.name):
+            path = services.volumes.path_of(each.name)
+            listed = {"Mountpoint": str(path), "InUse": users.get(each.name, 0)}
+            with suppress(OSError):  # removed meanwhile, or it cannot be read
+                created = btrfs.info(path).created
+                if created is not None:
+                    listed["CreatedAt"] = created.isoformat(timespec="seconds")
+            volumes.append(answer.volume(each) | listed)
+    return {"Now": report.now.isoformat(timespec="seconds"), "Volumes": volumes}
+
+
+def measure(services: Services, body: Body) -> Answer:
+    """What volumes take of the disk: one, or all."""
+    name = body.optional_text("Name")
+    names = services.volumes.names() if name is None else (name,)
+    found = []
+    for each in names:
+        try:
+            found.append(services.meter.measure(each))
+        except NoSuchVolume:
+            if name is not None:
+                raise
+            continue  # removed meanwhile
+    return {
+        "Usage": [
+            {
+                "Name": usage.name,
+                "Bytes": usage.used,
+                "Exclusive": usage.exclusive,
+                "Snapshots": usage.snapshots,
+                "By": "group" if usage.by_group else "extents",
+            }
+            for usage in found
+        ]
+    }
 
 
 def notify(services: Services, body: Body) -> Answer:
@@ -64,5 +112,7 @@ ENDPOINTS = (
     # it has to say so when the volumes are gone, and Docker never asks for it
     Endpoint("VolumeDriver.Status", status, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Log", log, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Volume.List", list_volumes, methods=_READ),
+    Endpoint("VolumeDriver.Usage", measure, Lane.TRANSFER, methods=_READ),
     Endpoint("VolumeDriver.Notify", notify, on_volumes=False),
 )

@@ -205,6 +205,18 @@ def _status(call: Call, arguments: argparse.Namespace) -> Outcome:
     return Outcome(*seeing.status(call, arguments))
 
 
+def _volumes(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli import seeing
+
+    return seeing.volumes(call, arguments)
+
+
+def _usage(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli import seeing
+
+    return seeing.usage(call, arguments)
+
+
 def _notify(call: Call, arguments: argparse.Namespace) -> list[str]:
     call("VolumeDriver.Notify", Test=arguments.test)
     return []
@@ -240,6 +252,8 @@ _BY_DAEMON = {
     "transfers": _transfers,
     "log": _log,
     "notify": _notify,
+    "volumes": _volumes,
+    "usage": _usage,
 }
 
 

@@ -254,6 +254,25 @@ def build_parser() -> Parser:
         "notify --test",
     )
     command.add_argument("--test", action="store_true", required=True, help="send a test")
+
+    command = add(
+        "volumes",
+        "List the volumes: created, in use by how many, snapshots, the newest, jobs",
+        "volumes",
+        "volumes --json",
+    )
+    _add_json(command)
+
+    command = add(
+        "usage",
+        "Measure what volumes and their snapshots take of the disk",
+        "usage db",
+        "usage",
+        details="All extents are looked at, at the lowest priority, which takes minutes for "
+        "millions of files.",
+    )
+    _add_json(command)
+    command.add_argument("volume", nargs="?")
     return parser
 
 

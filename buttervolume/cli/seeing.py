@@ -1,6 +1,7 @@
 """The commands that show how everything stands: one call each, then a table or JSON."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -122,6 +123,60 @@ def _transfers(transfers: Iterable[dict[str, Any]]) -> list[str]:
         for transfer in transfers
     ]
     return table(["OPERATION", "WHAT", "HOST", "PHASE", "MOVED", "SPEED"], rows)
+
+
+def volumes(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `volumes` prints."""
+    answer = call("VolumeDriver.Volume.List")
+    if arguments.json:
+        return as_json(answer)
+    now = datetime.fromisoformat(answer["Now"])
+    rows: list[list[str | Cell]] = [
+        [
+            Cell(volume["Name"], Colour.BAD if volume["Problems"] else Colour.PLAIN),
+            age(volume["CreatedAt"], now) if "CreatedAt" in volume else "",
+            str(volume["InUse"] or ""),
+            str(volume["Snapshots"]),
+            age(volume["LastTaken"], now) if volume["LastTaken"] else "",
+            ", ".join(copy["Host"] for copy in volume["Hosts"]),
+            str(volume["Jobs"] or ""),
+        ]
+        for volume in answer["Volumes"]
+    ]
+    return table(["VOLUME", "CREATED", "IN USE", "SNAPSHOTS", "NEWEST", "HOSTS", "JOBS"], rows)
+
+
+def usage(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `usage` prints; the volumes are measured one by one, so that one sees how far it is."""
+    if arguments.volume is not None:
+        answer = call("VolumeDriver.Usage", Name=arguments.volume)
+    else:
+        names = [volume["Name"] for volume in call("VolumeDriver.Volume.List")["Volumes"]]
+        measured: list[dict[str, Any]] = []
+        for name in _with_progress(names):
+            measured += call("VolumeDriver.Usage", Name=name)["Usage"]
+        answer = {"Usage": measured}
+    if arguments.json:
+        return as_json(answer)
+    rows = [
+        [
+            each["Name"],
+            human.size(each["Bytes"]),
+            human.size(each["Exclusive"]),
+            human.size(each["Snapshots"]),
+        ]
+        for each in sorted(answer["Usage"], key=lambda each: -each["Bytes"])
+    ]
+    return table(["VOLUME", "USED", "ONLY HERE", "FREED WITHOUT SNAPSHOTS"], rows)
+
+
+def _with_progress(names: list[str]) -> Iterable[str]:
+    """The same names, with a bar on a terminal that shows how many have been dealt with."""
+    if not sys.stderr.isatty():
+        return names
+    from tqdm import tqdm
+
+    return tqdm(names, unit="volume", leave=False)
 
 
 def age(moment: str | None, now: datetime) -> str:

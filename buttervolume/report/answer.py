@@ -25,7 +25,7 @@ def report(status: Report) -> Data:
         "Filesystem": None if status.space is None else _space(status.space, status.min_free),
         "Paused": status.paused,
         "Jobs": [_job(each) for each in status.jobs],
-        "Volumes": [_volume(each) for each in status.volumes],
+        "Volumes": [volume(each) for each in status.volumes],
         "Transfers": [transfer(each) for each in status.transfers],
         "Partial": [str(name) for name in status.partial],
     }
@@ -74,7 +74,8 @@ def _job(status: JobStatus) -> Data:
     }
 
 
-def _volume(status: VolumeStatus) -> Data:
+def volume(status: VolumeStatus) -> Data:
+    """How a volume stands."""
     return {
         "Name": status.name,
         "Exists": status.exists,

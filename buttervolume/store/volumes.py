@@ -328,6 +328,13 @@ class Volumes:
         calls since the daemon's start, or since the kernel shows it mounted."""
         return bool(self.users(name))
 
+    def count_users(self) -> dict[str, int]:
+        """How many use each volume that somebody uses: as far as the kernel shows it, else as many
+        as Docker has named since the daemon's start."""
+        with self._mounted_guard:
+            named = {name: len(users) for name, users in self._mounted.items()}
+        return named | mounts.users_below(self.path)
+
     def users(self, name: str) -> Sequence[str]:
         """Who uses a volume, or something in it, in words: as far as the kernel shows it, else as
         many as Docker has named since the daemon's start."""

@@ -6,6 +6,7 @@ only bytes that it escapes, so that everything else that a path can hold is read
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -92,6 +93,26 @@ def users(path: Path) -> list[User]:
         for process, mountinfo in _all()
         if (point := _shown(mountinfo, *place)) is not None
     ]
+
+
+def users_below(path: Path) -> Counter[str]:
+    """How many mount namespaces have each entry of a directory, or anything below it, mounted; of
+    all entries in one go. The same as for `users` counts."""
+    counts: Counter[str] = Counter()
+    place = of_directory(os.path.realpath(path), parse(_read(Path("/proc/self/mountinfo"))))
+    if place is None:
+        return counts
+    device, directory = place
+    below = directory.rstrip("/") + "/"
+    for _, mountinfo in _all():
+        counts.update(
+            {
+                mount.root.removeprefix(below).partition("/")[0]
+                for mount in parse(mountinfo)
+                if mount.device == device and mount.root.startswith(below)
+            }
+        )
+    return counts
 
 
 def swap_files() -> list[Path]:

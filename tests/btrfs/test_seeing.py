@@ -239,3 +239,89 @@ def test_bare_snapshots_and_jobs_print_as_ever_and_as_json_their_answers(daemon:
     (job,) = json.loads(daemon.cli("scheduled", "--json").stdout)["Schedule"]
     assert (job["Name"], job["Action"], job["Timer"]) == ("db", "snapshot", "60")
     assert json.loads(daemon.cli("transfers", "--json").stdout) == {"Transfers": []}
+
+
+# Volumes
+
+
+def test_volumes_tells_of_each_what_there_is_to_know(daemon: Daemon, place: Place) -> None:
+    daemon.call("Create", Name="db")
+    daemon.call("Create", Name="web")
+    take_by_hand(place, f"{old('db', timedelta(hours=3))}")
+    take_by_hand(place, f"{old('db', timedelta(hours=3))}@backup")
+    daemon.call("Mount", Name="db", ID="one")
+    daemon.call("Mount", Name="db", ID="two")
+    daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="60")
+
+    listed = daemon.cli("volumes").stdout.splitlines()
+    answer = json.loads(daemon.cli("volumes", "--json").stdout)
+
+    assert [line.split()[0] for line in listed] == ["VOLUME", "db", "web"]
+    assert re.search(r"^db .* ago +2 +1 +3 hours ago +backup +1$", listed[1])
+    assert re.search(r"^web .* ago +- +0 +- +- +-$", listed[2])
+    db, web = answer["Volumes"]
+    assert (db["Name"], db["InUse"], db["Snapshots"], db["Jobs"]) == ("db", 2, 1, 1)
+    assert db["Mountpoint"] == str(place.volumes / "db")
+    assert datetime.fromisoformat(web["CreatedAt"]).tzinfo is not None
+
+
+def test_a_volume_that_the_kernel_shows_mounted_counts_for_each_who_has_it(
+    daemon: Daemon, place: Place
+) -> None:
+    daemon.call("Create", Name="db")
+    (place.volumes / "db/inner").mkdir()
+    script = f"mount --bind {place.volumes}/db/inner /mnt && echo && exec sleep 60"
+    holders = [
+        subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        for holder in holders:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+        (volume,) = daemon.call("Volume.List")["Volumes"]
+        assert volume["InUse"] == 3
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+    (volume,) = daemon.call("Volume.List")["Volumes"]
+    assert volume["InUse"] == 0
+
+
+MIB = 1 << 20
+
+
+def test_usage_by_extents_and_by_groups(tmp_path: Path, runtime: Path) -> None:
+    with loop_btrfs(tmp_path, size="1G") as mount_point:
+        place = Place.make(mount_point / "place")
+        daemon = Daemon(place, runtime / "run").start()
+        daemon.call("Create", Name="db", Opts={"copyonwrite": "true"})
+        volume = place.volumes / "db"
+        (volume / "kept").write_bytes(os.urandom(8 * MIB))
+        (volume / "gone").write_bytes(os.urandom(4 * MIB))
+        daemon.call("Snapshot", Name="db")
+        (volume / "gone").unlink()
+        (volume / "new").write_bytes(os.urandom(2 * MIB))
+
+        (by_extents,) = daemon.call("Usage", Name="db")["Usage"]
+        assert by_extents == {
+            "Name": "db",
+            "Bytes": 10 * MIB,
+            "Exclusive": 2 * MIB,
+            "Snapshots": 4 * MIB,
+            "By": "extents",
+        }
+        btrfs("quota", "enable", mount_point)
+        btrfs("quota", "rescan", "-w", mount_point)
+        (by_group,) = daemon.call("Usage", Name="db")["Usage"]
+        assert by_group["By"] == "group"
+        assert abs(by_group["Bytes"] - 10 * MIB) < MIB
+        assert abs(by_group["Exclusive"] - 2 * MIB) < MIB
+        assert by_group["Snapshots"] == 4 * MIB
+        table = daemon.cli("usage").stdout.splitlines()
+        assert re.search(r"^db +10\.0 MiB +2\.0 MiB +4\.0 MiB$", table[1])
+        assert daemon.refused("Usage", Name="nobody")
+        daemon.stop()

@@ -164,6 +164,12 @@ def test_every_setting_arrives_and_empty_ones_leave_the_defaults(plugin: PluginH
         "BUTTERVOLUME_TIMER": "2",
         "BUTTERVOLUME_DTFORMAT": "%Y-%m-%d_%H-%M-%S.%f",
         "BUTTERVOLUME_LOGLEVEL": "DEBUG",
+        "BUTTERVOLUME_HISTORY": "/etc/buttervolume/past.sqlite",
+        "BUTTERVOLUME_MIN_FREE": "5%",
+        "BUTTERVOLUME_WEB": "127.0.0.1:9178",
+        "BUTTERVOLUME_WEB_TOKEN": "secret",
+        "BUTTERVOLUME_NODE": "alpha",
+        "BUTTERVOLUME_NOTIFY": "json://127.0.0.1:1/x",
         "SSH_PORT": "2222",
     }
     assert set(values) == set(SETTINGS)
@@ -182,6 +188,29 @@ def test_every_setting_arrives_and_empty_ones_leave_the_defaults(plugin: PluginH
     assert plugin.machine.path(f"{DATA}/other/snapshots/{snapshot}").exists()
     plugin.cli("rm", snapshot)
     plugin.docker("volume", "rm", "db")
+
+
+def test_the_page_and_its_metrics_are_there_by_one_setting(plugin: PluginHost) -> None:
+    plugin.create("db")
+    plugin.set("BUTTERVOLUME_WEB=127.0.0.1:9178")
+
+    def got(path: str) -> str:
+        return plugin.machine.run("curl", "-sS", f"http://127.0.0.1:9178{path}").stdout
+
+    assert got("/health") == "alive\n"
+    assert 'href="/volumes/db"' in got("/")
+    assert "All is well" in got("/")
+    assert "buttervolume_alive 1.0" in got("/metrics")
+    assert "--good" in got("/static/style.css")
+
+
+def test_notices_can_be_sent_from_the_plugin(plugin: PluginHost) -> None:
+    plugin.set("BUTTERVOLUME_NOTIFY=json://127.0.0.1:1/x")
+
+    failed = plugin.cli("notify", "--test", check=False)
+
+    assert failed.returncode == 1
+    assert "address 1 (json) did not take it" in failed.stderr
 
 
 def test_the_configuration_file_counts_and_outlives_a_restart(plugin: PluginHost) -> None:

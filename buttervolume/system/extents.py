@@ -1,0 +1,132 @@
+"""How much of the disk subvolumes take, by the extents that their trees name. Run as a program, it
+measures one subvolume against others, at the lowest priority; no path in a subvolume is looked at.
+
+The items are those of linux/btrfs_tree.h.
+"""
+
+import fcntl
+import json
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from buttervolume.system import btrfs, command
+from buttervolume.system.btrfs import Directory
+from buttervolume.system.command import Flow
+
+_TREE_SEARCH_V2 = 0xC0709411  # BTRFS_IOC_TREE_SEARCH_V2
+_QUOTA_TREE = 8  # BTRFS_QUOTA_TREE_OBJECTID
+_QGROUP_INFO = 242  # BTRFS_QGROUP_INFO_KEY
+_EXTENT_DATA = 108  # BTRFS_EXTENT_DATA_KEY
+_SEARCH_KEY = struct.Struct("=7Q4I4QQ")
+_ITEM_HEADER = struct.Struct("=QQQII")
+_BUFFER = 1 << 20
+_EVERYTHING = (1 << 64) - 1
+_FILE_EXTENT = struct.Struct("=QQBBHB")
+_PLACE = struct.Struct("=QQ")
+_GROUP = struct.Struct("=5Q")
+_INLINE = 0  # BTRFS_FILE_EXTENT_INLINE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, in bytes on the disk: compressed where the files are."""
+
+    used: int
+    """What the subvolume refers to."""
+    exclusive: int
+    """Of that, what none of the others refers to."""
+    others: int
+    """What goes if the others go: what they refer to and it does not."""
+
+
+def groups(path: Path) -> tuple[int, int] | None:
+    """What a subvolume refers to, and what nobody else does, by its quota group; None where quotas
+    are off. Raises OSError."""
+    with btrfs.opened(path) as root:
+        tree = root.info().tree
+        try:
+            for number, kind, offset, item in _items(root, _QUOTA_TREE, 0, _QGROUP_INFO, tree):
+                if (number, kind, offset) == (0, _QGROUP_INFO, tree):
+                    _, referenced, _, exclusive, _ = _GROUP.unpack_from(item)
+                    return referenced, exclusive
+        except FileNotFoundError:
+            pass
+    return None
+
+
+def measure(path: Path, others: Sequence[Path], flow: Flow) -> Measured:
+    """Measure a subvolume and its snapshots, in a process that yields to all others. Raises
+    CommandFailed, Cancelled."""
+    output: list[bytes] = []
+    program = [sys.executable, "-m", "buttervolume.system.extents", str(path), *map(str, others)]
+    command.watch(["nice", "-n", "14", *program], flow, output.append)
+    return Measured(*json.loads(b"".join(output)))
+
+
+def compare(path: Path, others: Iterable[Path]) -> Measured:
+    """Measure here and now. Another that is gone by now counts for nothing. Raises OSError."""
+    with btrfs.opened(path) as root:
+        mine, inline = _extents(root)
+    theirs: dict[int, int] = {}
+    for other in others:
+        try:
+            with btrfs.opened(other) as root:
+                theirs |= _extents(root)[0]
+        except FileNotFoundError:
+            continue
+    return Measured(
+        used=sum(mine.values()) + inline,
+        exclusive=sum(size for place, size in mine.items() if place not in theirs) + inline,
+        others=sum(size for place, size in theirs.items() if place not in mine),
+    )
+
+
+def _extents(root: Directory) -> tuple[dict[int, int], int]:
+    """The place and size of each extent of a subvolume's files, and the bytes that small files have
+    in the tree itself."""
+    found: dict[int, int] = {}
+    inline = 0
+    for _, kind, _, item in _items(root, 0, 256, 0, 0):
+        if kind != _EXTENT_DATA:
+            continue
+        if item[20] == _INLINE:
+            inline += len(item) - _FILE_EXTENT.size
+            continue
+        place, size = _PLACE.unpack_from(item, _FILE_EXTENT.size)
+        if place:  # else a hole
+            found[place] = size
+    return found, inline
+
+
+def _items(
+    root: Directory, tree: int, number: int, kind: int, offset: int
+) -> Iterator[tuple[int, int, int, memoryview]]:
+    """All items of a tree from a key on: number, kind, offset and content, each to be read before
+    the next one is asked for. Tree 0 is the directory's own."""
+    request = bytearray(_SEARCH_KEY.size + _BUFFER)
+    view = memoryview(request)
+    while True:
+        _SEARCH_KEY.pack_into(
+            request, 0, tree, number, _EVERYTHING, offset, _EVERYTHING, 0, _EVERYTHING,
+            kind, 255, (1 << 32) - 1, 0, 0, 0, 0, 0, _BUFFER,
+        )  # fmt: skip
+        fcntl.ioctl(root.descriptor, _TREE_SEARCH_V2, request)
+        count = _SEARCH_KEY.unpack_from(request)[9]
+        if not count:
+            return
+        at = _SEARCH_KEY.size
+        for _ in range(count):
+            _, number, offset, kind, length = _ITEM_HEADER.unpack_from(request, at)
+            at += _ITEM_HEADER.size + length
+            yield number, kind, offset, view[at - length : at]
+        offset += 1
+        if offset > _EVERYTHING:
+            offset, kind = 0, kind + 1
+
+
+if __name__ == "__main__":
+    measured = compare(Path(sys.argv[1]), map(Path, sys.argv[2:]))
+    sys.stdout.write(json.dumps([measured.used, measured.exclusive, measured.others]))
