@@ -22,6 +22,7 @@ from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.misplaced import misplaced
 from buttervolume.report.notices import Apprise, Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.services import Services
@@ -48,7 +49,7 @@ def run(config: Config) -> None:
 
 def _serve(config: Config) -> None:
     log = logging.getLogger(__name__)
-    for warning in config.warnings:
+    for warning in (*config.warnings, *misplaced(config, Path.home() / ".ssh")):
         log.warning("%s", warning)
     signals = catch_signals()
     connections = allow_connections()

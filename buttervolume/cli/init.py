@@ -4,9 +4,10 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from buttervolume.config import Config
+from buttervolume.config import CONFIG_FILE, Config
 from buttervolume.errors import ButtervolumeError, CommandFailed, NotOnBtrfs, OperationFailed
 from buttervolume.system import btrfs, command
 
@@ -29,11 +30,21 @@ def parse_size(text: str) -> int:
     return size
 
 
-def initialize(config: Config, image: Path | None = None, size: str = DEFAULT_SIZE) -> list[str]:
+def initialize(
+    config: Config,
+    image: Path | None = None,
+    size: str = DEFAULT_SIZE,
+    home: Path | None = None,
+) -> list[str]:
     """Make the directories on BTRFS, on a mounted image file if one is given; say what was done.
 
-    Raises NotOnBtrfs without an image where there is no BTRFS, CannotInitialize, OperationFailed.
+    With a `home`, that is prepared instead of the configured directories, with a configuration of
+    its own. Raises NotOnBtrfs without an image where there is no BTRFS, CannotInitialize,
+    OperationFailed.
     """
+    if home is not None:
+        config = _at(config, home.absolute())
+    settings = _settings(config) if home is not None else ""
     home = _common_directory(config)
     wanted = parse_size(size)
     if image is None or _is_on_btrfs(home):
@@ -47,7 +58,50 @@ def initialize(config: Config, image: Path | None = None, size: str = DEFAULT_SI
         if not path.is_dir():
             _make_directory(path, 0o755 if path.name == "config" else 0o700)
             said.append(f"made {path}")
-    return said
+    if settings:
+        said += _configure(home / "config" / CONFIG_FILE.name, settings)
+    return said + _link(config, home / "config")
+
+
+def _at(config: Config, home: Path) -> Config:
+    """The configuration of a daemon that works in another directory."""
+    if not str(home).isprintable() or str(home) != str(home).strip():
+        raise CannotInitialize(f"{str(home)!r}: no line of a configuration can hold this name")
+    return replace(config, volumes_path=home / "volumes", snapshots_path=home / "snapshots")
+
+
+def _settings(config: Config) -> str:
+    """Lines of a configuration that name the directories."""
+    paths = {"VOLUMES_PATH": config.volumes_path, "SNAPSHOTS_PATH": config.snapshots_path}
+    lines = [f"{key} = {str(path).replace('%', '%%')}" for key, path in paths.items()]
+    return "\n".join(["[DEFAULT]", *lines, ""])
+
+
+def _configure(path: Path, settings: str) -> list[str]:
+    """Let a configuration file have these settings, unless there is one."""
+    try:
+        with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(settings)
+    except FileExistsError:
+        lines = settings.strip().split("\n")[1:]
+        return [f"{path} is kept as it is; the directories need these lines in it:", *lines]
+    except OSError as error:
+        raise OperationFailed(f"write {path}", error) from error
+    return [f"made {path}, which names the directories"]
+
+
+def _link(config: Config, directory: Path) -> list[str]:
+    """Let the daemon on this host and the managed plugin have one schedule and configuration."""
+    place = CONFIG_FILE.parent
+    if config.schedule.parent != place or os.path.realpath(place) == os.path.realpath(directory):
+        return []
+    if os.path.lexists(place):
+        return [f"{place} is kept as it is: the daemon does not use {directory}"]
+    try:
+        place.symlink_to(directory)
+    except OSError as error:
+        return [f"{place} cannot be made a link to {directory}: {error.strerror}"]
+    return [f"made {place}, a link to {directory}"]
 
 
 def _make_directory(path: Path, mode: int = 0o755) -> None:

@@ -57,8 +57,10 @@ def _init(config: "Config", arguments: argparse.Namespace) -> list[str]:
 
     if arguments.size is not None and not arguments.file:
         raise argparse.ArgumentTypeError("--size goes with --file")
+    if arguments.path is not None and arguments.file:
+        raise argparse.ArgumentTypeError("--path does not go with --file: mount something there")
     size = DEFAULT_SIZE if arguments.size is None else arguments.size
-    return initialize(config, arguments.file, size)
+    return initialize(config, arguments.file, size, arguments.path)
 
 
 def _peer(config: "Config", arguments: argparse.Namespace) -> list[str]:

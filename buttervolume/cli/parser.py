@@ -53,6 +53,12 @@ def build_parser() -> Parser:
         help="where there is no BTRFS, make a BTRFS image file and mount it (default: %(const)s)",
     )
     command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
+    command.add_argument(
+        "--path",
+        type=Path,
+        metavar="DIR",
+        help="prepare this directory instead of the configured one (/var/lib/buttervolume)",
+    )
 
     add("run", "Run the daemon in the foreground", "run", details="SIGTERM or Ctrl-C ends it.")
 

@@ -500,6 +500,56 @@ def test_a_refused_change_is_in_the_log(daemon: Daemon) -> None:
     assert "x@1: no such snapshot" in log
 
 
+@pytest.mark.parametrize("name", ["schedule.csv", "schedule.csv.disabled"])
+def test_jobs_in_the_other_place_are_warned_of(
+    start_daemon: StartDaemon, place: Place, name: str
+) -> None:
+    (place.directory / "config").mkdir()
+    (place.directory / "config" / name).write_text("db,snapshot,60\n")
+
+    daemon = start_daemon()
+
+    wait_until(lambda: str(place.directory / "config/schedule.csv") in daemon.stderr(), 5)
+    assert "are not run" in daemon.stderr()
+    daemon.stop()
+
+
+def test_keys_in_the_other_place_are_warned_of(
+    start_daemon: StartDaemon, place: Place, runtime: Path
+) -> None:
+    (place.directory / "ssh").mkdir()
+    (place.directory / "ssh/id_ed25519").touch()
+    (runtime / "home/.ssh").mkdir(parents=True)
+    daemon = start_daemon(HOME=str(runtime / "home"))
+    assert f"the keys in {place.directory / 'ssh'} are not used" in daemon.stderr()
+    daemon.stop()
+    (runtime / "home/.ssh/id_rsa").touch()
+
+    daemon = start_daemon(HOME=str(runtime / "home"))
+
+    assert "keys" not in daemon.stderr()
+    daemon.stop()
+
+
+def test_where_both_places_are_one_nothing_is_warned_of(
+    start_daemon: StartDaemon, place: Place, runtime: Path
+) -> None:
+    (place.directory / "config").mkdir()
+    (place.directory / "config/schedule.csv").write_text("db,snapshot,60\n")
+    (runtime / "etc").symlink_to(place.directory / "config")
+    (place.directory / "ssh").mkdir()
+    (place.directory / "ssh/id_rsa").touch()
+    (runtime / "home").mkdir()
+    (runtime / "home/.ssh").symlink_to(place.directory / "ssh")
+
+    daemon = start_daemon(
+        BUTTERVOLUME_SCHEDULE=str(runtime / "etc/schedule.csv"), HOME=str(runtime / "home")
+    )
+
+    assert daemon.stderr() == ""
+    daemon.stop()
+
+
 def test_loglevel_hides_what_is_below_it(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(BUTTERVOLUME_LOGLEVEL="ERROR")
     daemon.call("Create", Name="db")

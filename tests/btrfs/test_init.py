@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from buttervolume.cli.init import CannotInitialize, parse_size
+from buttervolume.config import load
 from tests.btrfs.harness import BTRFS, REPOSITORY, Place, cli, entries, environment, put
 from tests.support.filesystem import make_image, make_loop_node
 from tests.support.namespaces import Namespaces
@@ -29,12 +30,21 @@ class Host:
         self.home = root / "var/lib/buttervolume"
         self.image = root / "var/lib/buttervolume.img"
         self._namespaces = namespaces
+        self._have_an_etc_of_its_own()
         self.environ = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "BUTTERVOLUME_VOLUMES_PATH": str(self.home / "volumes"),
             "BUTTERVOLUME_SNAPSHOTS_PATH": str(self.home / "snapshots"),
         }
+
+    def _have_an_etc_of_its_own(self) -> None:
+        """What is written to /etc is gone at the end."""
+        script = """mount -t tmpfs none /mnt && mkdir /mnt/etc /mnt/work &&
+            mount -t overlay none -o lowerdir=/etc,upperdir=/mnt/etc,workdir=/mnt/work /etc"""
+        self.environ = dict(os.environ)
+        done = self.run("sh", "-c", script)
+        assert done.returncode == 0, done
 
     def run(self, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the namespace, with these variables added."""
@@ -406,3 +416,100 @@ def test_an_empty_size_is_not_quietly_the_default(host: Host) -> None:
 
     assert done.returncode in (1, 2), done
     assert not host.image.exists()
+
+
+# One configuration for both ways of running it
+
+
+ETC = Path("/etc/buttervolume")
+
+
+@pytest.fixture
+def on_btrfs(place: Place, host: Host) -> Host:
+    """A machine whose directory for volumes is on BTRFS, and which has no /etc/buttervolume."""
+    host.home = place.directory / "home"
+    host.environ |= {
+        "BUTTERVOLUME_VOLUMES_PATH": str(host.home / "volumes"),
+        "BUTTERVOLUME_SNAPSHOTS_PATH": str(host.home / "snapshots"),
+    }
+    return host
+
+
+def test_etc_becomes_a_link_to_the_one_configuration(on_btrfs: Host) -> None:
+    lines = said(on_btrfs.init())
+
+    assert os.readlink(on_btrfs.inside(ETC)) == str(on_btrfs.home / "config")
+    assert lines[-1] == f"made {ETC}, a link to {on_btrfs.home / 'config'}"
+    assert len(said(on_btrfs.init())) == 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_an_etc_that_exists_stays_and_is_told(on_btrfs: Host, kind: str) -> None:
+    put(on_btrfs.inside(ETC), kind)
+
+    assert said(on_btrfs.init())[-1].startswith(f"{ETC} is kept as it is")
+    assert not (on_btrfs.inside(ETC).is_symlink() and kind != "link")
+
+
+def test_an_etc_that_cannot_be_written_is_told(on_btrfs: Host) -> None:
+    on_btrfs.run("mount", "-o", "remount,ro", "/etc")
+
+    assert f"{ETC} cannot be made a link" in said(on_btrfs.init())[-1]
+    assert (on_btrfs.home / "volumes").is_dir()
+
+
+def test_a_schedule_elsewhere_needs_no_link(on_btrfs: Host) -> None:
+    said(on_btrfs.init(BUTTERVOLUME_SCHEDULE="/srv/schedule.csv"))
+
+    assert not os.path.lexists(on_btrfs.inside(ETC))
+
+
+@pytest.mark.parametrize("name", ["annex", "a b", "100%%", "größe"])
+def test_another_directory_is_prepared_with_a_configuration_that_says_so(
+    place: Place, on_btrfs: Host, name: str
+) -> None:
+    home = place.directory / name
+    lines = said(on_btrfs.init("--path", str(home)))
+
+    assert entries(home) == ["config", "snapshots", "ssh", "volumes"]
+    assert not on_btrfs.home.exists()
+    assert f"made {home / 'config/config.ini'}, which names the directories" in lines
+    config = load({}, home / "config/config.ini")
+    assert (config.volumes_path, config.snapshots_path) == (home / "volumes", home / "snapshots")
+    assert config.warnings == ()
+    assert load({}, on_btrfs.inside(ETC) / "config.ini").volumes_path == home / "volumes"
+    assert any("is on BTRFS" in line for line in said(on_btrfs.init("--path", str(home))))
+
+
+def test_a_configuration_that_is_there_stays_and_the_lines_that_it_needs_are_told(
+    place: Place, on_btrfs: Host
+) -> None:
+    home = place.directory / "annex"
+    (home / "config").mkdir(parents=True)
+    (home / "config/config.ini").write_text("[DEFAULT]\nTIMER = 5\n")
+
+    lines = said(on_btrfs.init("--path", str(home)))
+
+    assert (home / "config/config.ini").read_text() == "[DEFAULT]\nTIMER = 5\n"
+    assert f"VOLUMES_PATH = {home / 'volumes'}" in lines
+    assert f"SNAPSHOTS_PATH = {home / 'snapshots'}" in lines
+
+
+def test_another_directory_must_be_on_btrfs_have_a_sane_name_and_no_image(
+    place: Place, on_btrfs: Host
+) -> None:
+    assert "not on a BTRFS filesystem" in refusal(on_btrfs.init("--path", str(on_btrfs.root)))
+    for name in ("a\nb", "a\u2028b", "b "):
+        assert "no line" in refusal(on_btrfs.init("--path", str(place.directory / name)))
+    done = on_btrfs.init("--path", str(place.directory / "x"), "--file")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--path does not go with --file" in done.stderr
+    assert entries(place.directory) == ["snapshots", "volumes"]
+
+
+def test_a_relative_directory_is_meant_from_here(place: Place, on_btrfs: Host) -> None:
+    script = f"cd {place.directory} && exec {sys.executable} -m buttervolume init --path annex"
+    said(on_btrfs.run("sh", "-c", script))
+
+    config = load({}, place.directory / "annex/config/config.ini")
+    assert config.volumes_path == place.directory / "annex/volumes"
