@@ -12,11 +12,11 @@ from tests.power.checks import Checker
 from tests.power.conftest import Laboratory
 from tests.power.disks import Disk
 from tests.power.record import Record
+from tests.power.senders import Replicator, Sender, Synchronizer
 from tests.power.storm import Cut, Scene, Storm, draw_scene
 from tests.power.users import (
     Clerk,
     Keeper,
-    Planner,
     Purger,
     User,
     World,
@@ -28,7 +28,7 @@ ROUND = 20
 
 
 def everybody(world: World, seed: str) -> list[User]:
-    kinds = (Keeper, Keeper, Keeper, Purger, Clerk, Planner)
+    kinds = (Keeper, Keeper, Keeper, Purger, Clerk, Sender, Sender, Synchronizer, Replicator)
     return [
         kind(world, f"{kind.__name__.lower()}{number}", random.Random(f"{seed} {number}"))
         for number, kind in enumerate(kinds)
