@@ -4,7 +4,6 @@ import configparser
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -187,7 +186,7 @@ def _host(value: str) -> str:
 
 def _own_name() -> str:
     """The name of this host, as far as it can be one of a peer."""
-    return re.sub("[^a-zA-Z0-9._-]", "-", socket.gethostname())[:98].lstrip("._-") or "localhost"
+    return re.sub("[^a-zA-Z0-9._-]", "-", os.uname().nodename)[:98].lstrip("._-") or "localhost"
 
 
 def _log_level(value: str) -> int:

@@ -5,7 +5,6 @@ Two rules are kept apart. What is *made* gets a name that any tool can live with
 still be used and removed.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -127,5 +126,7 @@ def receiving_note(name: str) -> str:
     """The file beside a copy that is being received, and not known to be on the disk yet."""
     data = name.encode(errors="surrogateescape")
     if len(RECEIVING) + len(data) > LONGEST:  # a volume of an older version, of a very long name
-        return f"{RECEIVING}{hashlib.sha256(data).hexdigest()}"
+        from hashlib import sha256  # seldom needed, and long to import
+
+        return f"{RECEIVING}{sha256(data).hexdigest()}"
     return f"{RECEIVING}{name}"

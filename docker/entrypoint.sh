@@ -54,6 +54,17 @@ make_host_key() {
     mv "$new" ssh_host_ed25519_key
 }
 
+# What `buttervolume peer` needs of the plugin's settings; sshd passes on nothing of its environment.
+settings_for_peer() {
+    python3 -c '
+import os
+for key in ("DTFORMAT", "MIN_FREE", "NODE", "SNAPSHOTS_PATH", "VOLUMES_PATH"):
+    value = os.environ.get(f"BUTTERVOLUME_{key}", "").replace("\\", "\\\\").replace("\"", "\\\"")
+    if value:
+        print(end=f" \"BUTTERVOLUME_{key}={value}\"")
+'
+}
+
 # Serve as soon as somebody may log in, and again if sshd ends: a port in use may become free.
 serve_ssh() {
     prepare_ssh
@@ -68,12 +79,17 @@ serve_ssh() {
         -o PasswordAuthentication=no \
         -o KbdInteractiveAuthentication=no \
         -o UsePAM=no \
+        -o DisableForwarding=yes \
+        -o PermitTTY=no \
+        -o PermitUserRC=no \
         -o ClientAliveInterval=15 \
         -o ClientAliveCountMax=4 \
         -o PidFile=none
     for key in "$PWD"/ssh_host_*_key; do
         set -- "$@" -h "$key"
     done
+    settings=$(settings_for_peer)
+    [ -z "$settings" ] || set -- "$@" -o "SetEnv$settings"
     pause=5
     while :; do
         /usr/sbin/sshd "$@" || true

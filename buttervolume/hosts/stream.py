@@ -16,12 +16,10 @@ itself, or to a device. That nothing is followed or opened is up to the mount th
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
-
-from crc32c import crc32c
 
 from buttervolume.errors import StreamRefused
 
@@ -221,6 +219,9 @@ class Checker:
 
     def __init__(self, announced: Announced, version: int = NEWEST_VERSION) -> None:
         """`version` is the newest one that the receiver knows."""
+        from crc32c import crc32c  # takes as long to import as all the rest
+
+        self._crc32c: Callable[[memoryview | bytes, int], int] = crc32c
         self.finished = False
         """Whether the stream has come to its END."""
         self.position = 0
@@ -247,7 +248,7 @@ class Checker:
             if not 1 <= self._version <= self._newest:
                 raise self._refused(f"its version {self._version} is unknown here")
             at = _STREAM_HEADER.size
-        available = len(data)
+        available, crc32c = len(data), self._crc32c
         while not self.finished and available - at >= _HEADER.size:
             length, command, crc = _HEADER.unpack_from(data, at)
             if length > LONGEST_COMMAND:

@@ -13,8 +13,9 @@ from uuid import UUID
 
 import pytest
 
+from buttervolume.hosts.stream import Command
 from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES, Host
-from tests.support.streams import Command, command, header
+from tests.support.streams import command, header
 from tests.support.wait import wait_until
 
 KEYS = count(1)
