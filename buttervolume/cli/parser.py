@@ -195,7 +195,8 @@ def build_parser() -> Parser:
     )
     command.add_argument(
         "action",
-        help="snapshot, purge:<pattern>, replicate:<host>, mirror:<host> or synchronize:<host>[,<host>…]",
+        help="snapshot, purge:<pattern>, replicate:<host>, mirror:<host> or "
+        "synchronize:<host>[,<host>…]",
     )
     command.add_argument(
         "timer",
