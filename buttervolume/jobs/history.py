@@ -52,6 +52,7 @@ CREATE TABLE IF NOT EXISTS runs (
     "by" TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS runs_by_volume ON runs (volume, id);
+CREATE INDEX IF NOT EXISTS runs_by_start ON runs (started);
 CREATE INDEX IF NOT EXISTS failed_runs ON runs (id) WHERE error != '';
 CREATE TABLE IF NOT EXISTS memories (
     job TEXT PRIMARY KEY,

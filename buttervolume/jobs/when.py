@@ -75,8 +75,11 @@ class Cron:
         found: list[datetime] = []
         last = None
         for other in self._walls(wall - _SHIFT):
-            folds = (0, 1) if self._goes_on_and_on else (0,)
-            later = [i for i in (self._instant(other, fold) for fold in folds) if i > moment]
+            instants = [self._instant(other, fold=0)]
+            second = self._instant(other, fold=1)
+            if self._goes_on_and_on and self._wall(second) == other:  # else it is skipped
+                instants.append(second)
+            later = [instant for instant in instants if instant > moment]
             found += later
             if later and last is None:
                 last = other + _SHIFT
@@ -103,7 +106,8 @@ class Cron:
         return moment.astimezone(self.zone).utcoffset()
 
     def _instant(self, wall: datetime, fold: int) -> datetime:
-        return wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
+        # not `astimezone`, which takes what the machine's clock skips for an hour sooner
+        return datetime.fromtimestamp(wall.replace(tzinfo=self.zone, fold=fold).timestamp(), UTC)
 
 
 @lru_cache(maxsize=1 << 14)

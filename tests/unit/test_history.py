@@ -3,10 +3,7 @@
 import json
 import logging
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -412,7 +409,7 @@ def test_what_cannot_be_written_for_long_is_lost_from_its_old_end(tmp_path: Path
     diary.close()
 
 
-# Threads, kills
+# Threads
 
 
 def test_many_threads_record_and_read_at_once(diary: Diary) -> None:
@@ -437,44 +434,6 @@ def test_many_threads_record_and_read_at_once(diary: Diary) -> None:
     assert not errors
     assert len(diary.found()) == 800
     assert diary.reopen() == {f"v{n}": Memory(NOON, "99") for n in range(8)}
-
-
-STORM = """
-import sys
-from datetime import UTC, datetime
-from itertools import count
-from pathlib import Path
-from buttervolume.jobs.history import History, Run
-from buttervolume.jobs.memory import Memory
-
-history = History(Path(sys.argv[1]))
-history.start()
-for number in count():
-    run = Run(datetime.now(UTC), 0.1, "snapshot", "db", outcome=str(number))
-    history.record(run, "snapshot db", Memory(outcome=str(number)))
-    if number % 20 == 0:
-        history.flush()
-        print(number, flush=True)
-"""
-
-
-def test_a_daemon_killed_in_a_storm_leaves_a_whole_history(diary: Diary) -> None:
-    for round_ in range(5):
-        with subprocess.Popen(
-            [sys.executable, "-c", STORM, str(diary.path)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            for _ in range(3 + round_):
-                written = int(process.stdout.readline())
-            process.send_signal(signal.SIGKILL)
-
-        memories = diary.open()
-        newest = diary.found()[-1]
-        diary.close()
-
-        assert int(newest.outcome) >= written, "what was flushed is there"
-        assert memories["snapshot db"].outcome == newest.outcome, "both, or neither"
-        assert not diary.path.with_name("history.sqlite.broken").exists()
 
 
 # The state file of earlier versions

@@ -6,12 +6,13 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buttervolume.errors import (
@@ -482,6 +483,52 @@ def test_a_job_comes_before_a_row_that_nobody_can_read(file: Path, schedule: Sch
     assert file.read_text(encoding="utf-8") == "db,snapshot,soon\n"
     schedule.apply("db", "snapshot", "delete")
     assert file.read_bytes() == b""
+
+
+PIECES = st.sampled_from(
+    (
+        *("db", "web", "a*", "snapshot", "purge:2h", "purge:1h/2:1d", "replicate:h", "60", "False"),
+        *("True", "0 3 * * *", '"', '""', ",", ",", ",", ",", "\n", "\n", "\r\n", "\r", " ", "#"),
+        *("\0", "é", "\ufeff", "\u2028", "\x0c", "@", "/", "../", "1e9", "9" * 30),
+    )
+)
+TEXTS = st.lists(PIECES, max_size=40).map("".join).map(str.encode) | st.binary(max_size=60)
+
+
+@given(content=TEXTS, data=st.data())
+@settings(max_examples=200)
+def test_whatever_is_in_the_file_a_change_leaves_all_other_lines_byte_by_byte(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, data: st.DataObject
+) -> None:
+    file = tmp_path_factory.mktemp("fuzz") / "schedule.csv"
+    file.write_bytes(content)
+    schedule = Schedule(file)
+    before = schedule.read()
+    assert "".join(line.text for line in before.lines).encode(errors="surrogateescape") == (
+        content.removeprefix("\ufeff".encode())
+    )
+
+    # one that is there is removed, by its name or by its text; or a new one comes
+    known = [(job.volume, job.action) for job in before.jobs]
+    known += [(row.columns[0], row.columns[1]) for row in before.unreadable if row.columns[1:]]
+    volume, action = data.draw(st.sampled_from([*known, ("new", "snapshot")]))
+    timer = data.draw(st.sampled_from(["delete", "pause", "resume", "7"]))
+    with suppress(ButtervolumeError):
+        schedule.apply(volume, action, timer)
+
+    after = Schedule(file).read()
+    gone = [line for line in before.lines if not line.job and not line.names(volume, action)]
+    gone += [
+        line
+        for line in before.lines
+        if line.job and (line.job.volume, line.job.action) != (volume, action)
+    ]
+    texts = [line.text for line in after.lines]
+    for line in gone:
+        assert line.text in texts or f"{line.text}\n" in texts
+    for line in after.unreadable:
+        assert line.shown.isascii() or line.shown.encode()
+    assert len(resolve(after.jobs, ("abc", "db"))) <= 2 * len(after.jobs)
 
 
 # Cron and patterns of volumes

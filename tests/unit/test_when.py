@@ -107,6 +107,25 @@ def test_what_is_to_happen_all_the_time_happens_in_the_repeated_hour_as_well() -
     ]
 
 
+def test_without_a_zone_the_machines_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        nightly = parse_when("45 2 * * *")
+        assert nightly.after(datetime(2026, 3, 28, 12, tzinfo=UTC)) == datetime(
+            2026, 3, 29, 1, 45, tzinfo=UTC
+        ), "03:45, since 02:45 does not come"
+        assert nightly.after(datetime(2026, 10, 24, 12, tzinfo=UTC)) == datetime(
+            2026, 10, 25, 0, 45, tzinfo=UTC
+        ), "the first 02:45"
+        assert nightly.after(datetime(2026, 10, 25, 0, 45, tzinfo=UTC)) == datetime(
+            2026, 10, 26, 1, 45, tzinfo=UTC
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC", "Asia/Kathmandu"]
 FIELDS = st.tuples(
     st.sampled_from(["0", "30", "*/20", "59", "5,35"]),
