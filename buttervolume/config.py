@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+from buttervolume import ages
 from buttervolume.errors import BadName, ConfigError
 from buttervolume.names import HOST_RULE, check_host
 
@@ -62,6 +63,8 @@ class Config:
     """Seconds between two rounds of the scheduler."""
     dtformat: str
     loglevel: int
+    keep_removed: timedelta
+    """How long a removed volume can be had back."""
     min_free: float
     """The share of free space below which it is a problem."""
     web: Address | None
@@ -170,6 +173,10 @@ def _token(value: str) -> str:
     return value
 
 
+def _age(value: str) -> timedelta:
+    return ages.parse(value.lower())
+
+
 def _share(value: str) -> float:
     number = value.removesuffix("%")
     if value.endswith("%") and number.isascii() and number.isdigit() and int(number) < 100:
@@ -211,6 +218,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "TIMER": ("60", _whole_number(1, 86400)),
     "DTFORMAT": ("%Y-%m-%dT%H:%M:%S.%f", _date_format),
     "LOGLEVEL": ("INFO", _log_level),
+    "KEEP_REMOVED": ("1d", _age),
     "MIN_FREE": ("10%", _share),
     "WEB": ("", _address),
     "WEB_TOKEN": ("", _token),

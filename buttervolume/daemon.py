@@ -28,6 +28,7 @@ from buttervolume.report.observer import Observer
 from buttervolume.services import Services
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
+from buttervolume.store.removed import Removed
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.usage import Meter
 from buttervolume.store.volumes import LOCK_NAME, Volumes
@@ -61,6 +62,7 @@ def _serve(config: Config) -> None:
         leftovers = volumes.leftovers()
         catalog = Catalog(config.snapshots_path, config.dtformat, volumes.check_available)
         snapshots = Snapshots(catalog, volumes)
+        removed = Removed(volumes, config.dtformat, config.keep_removed, config.min_free)
         transfers = Transfers()
         replication = Replication(
             volumes,
@@ -89,6 +91,7 @@ def _serve(config: Config) -> None:
             volumes=volumes,
             catalog=catalog,
             snapshots=snapshots,
+            removed=removed,
             contents=Contents(volumes, catalog, snapshots),
             transfers=transfers,
             replication=replication,
@@ -104,14 +107,18 @@ def _serve(config: Config) -> None:
             ),
             history=history,
         )
-        endpoints = (*driver.ENDPOINTS, *management.ENDPOINTS, *seeing.ENDPOINTS)
+        endpoints = (
+            *driver.ENDPOINTS,
+            *management.ENDPOINTS,
+            *seeing.ENDPOINTS,
+        )
         server = Server(create_app(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
         page = None if config.web is None else _listen_for_page(config.web, stack)
         server.start(listener)
         scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
         tidying = threading.Thread(
-            target=_tidy, args=(volumes, leftovers), name="tidy", daemon=True
+            target=_tidy, args=(volumes, leftovers, removed, config.timer), name="tidy", daemon=True
         )
         tidying.start()
         if page is not None:
@@ -172,13 +179,17 @@ def settle_process() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def _tidy(volumes: Volumes, leftovers: Sequence[str]) -> None:
-    """What is to be set right after a start, and may take long."""
+def _tidy(volumes: Volumes, leftovers: Sequence[str], removed: Removed, timer: int) -> None:
+    """What is to be set right after a start, and may take long; then, for good, what becomes of
+    removed volumes."""
     try:
         volumes.sweep(leftovers)
         volumes.forget_origins()
     except OSError as error:  # the directory has gone away, which every call tells
         logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
+    while True:
+        removed.expire()
+        time.sleep(timer)
 
 
 def catch_signals() -> int:

@@ -150,6 +150,24 @@ class IncompleteSnapshot(ButtervolumeError):
         )
 
 
+class NoSuchRemoved(ButtervolumeError):
+    """No removed volume of that name is kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name}: no such removed volume is kept; see: buttervolume removed")
+
+
+class QuotasOff(ButtervolumeError):
+    """A volume was to have a size, and the filesystem counts none."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(
+            "size needs quota groups, which are off on this filesystem; turn them on with: "
+            f"btrfs quota enable --simple {path} (without --simple where btrfs does not know it)"
+        )
+
+
 class VolumeExists(ButtervolumeError):
     """The target of an operation that makes a new volume exists already."""
 

@@ -11,6 +11,7 @@ from buttervolume.report.notices import Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
+from buttervolume.store.removed import Removed
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.usage import Meter
 from buttervolume.store.volumes import Volumes
@@ -23,6 +24,7 @@ class Services:
     volumes: Volumes
     catalog: Catalog
     snapshots: Snapshots
+    removed: Removed
     contents: Contents
     transfers: Transfers
     replication: Replication

@@ -31,7 +31,9 @@ def create(services: Services, body: Body) -> Answer:
     names.check_volume_reference(name)
     is_there = services.volumes.exists(name)
     with services.schedule.adding(jobs):
-        services.volumes.create(name, options)
+        made = services.contents.create(name, options)
+    if made.left_out:
+        return {"Warning": f"nested subvolumes are not included: {enumerated(made.left_out)}"}
     return Unchanged() if is_there and not jobs else {}
 
 
@@ -92,7 +94,7 @@ def unmount(services: Services, body: Body) -> Answer:
 
 def remove(services: Services, body: Body) -> Answer:
     """Remove a volume."""
-    services.volumes.remove(body.text("Name"))
+    services.removed.remove(body.text("Name"))
     return {}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
+from buttervolume.api import undo
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.api.seeing import details_of_snapshots
@@ -214,6 +215,7 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Snapshot.Remove", remove_snapshot, changes=True),
     Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True),
     Endpoint("VolumeDriver.Clone", clone, changes=True),
+    *undo.ENDPOINTS,
     Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Volume.Sync", synchronize, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Snapshots.Purge", purge, changes=True),

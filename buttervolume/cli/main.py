@@ -201,6 +201,22 @@ def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def _removed(call: Call, arguments: argparse.Namespace) -> list[str]:
+    if arguments.purge:
+        answer = call("VolumeDriver.Volume.Removed.Purge", Name=arguments.volume)
+        return [str(name) for name in answer["Purged"]]
+    if arguments.volume is not None:
+        raise argparse.ArgumentTypeError("a name goes with --purge")
+    from buttervolume.cli import seeing
+
+    return seeing.removed(call, arguments)
+
+
+def _undelete(call: Call, arguments: argparse.Namespace) -> list[str]:
+    answer = call("VolumeDriver.Volume.Undelete", Name=arguments.volume, Target=arguments.new_name)
+    return [answer["Volume"]]
+
+
 def _status(call: Call, arguments: argparse.Namespace) -> Outcome:
     from buttervolume.cli import seeing
 
@@ -244,6 +260,8 @@ _BY_DAEMON = {
     "snapshots": _snapshots,
     "restore": _restore,
     "clone": _clone,
+    "removed": _removed,
+    "undelete": _undelete,
     "rm": _rm,
     "send": _send,
     "sync": _sync,

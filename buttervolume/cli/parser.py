@@ -140,6 +140,26 @@ def build_parser() -> Parser:
     command.add_argument("volume")
     command.add_argument("new_volume")
 
+    command = add(
+        "removed",
+        "List the removed volumes that can be had back, or delete them for good",
+        "removed",
+        "removed --purge db",
+        details="They are kept for the time in KEEP_REMOVED, or in the option keep of the volume.",
+    )
+    _add_json(command)
+    command.add_argument("--purge", action="store_true", help="delete now: one, or all")
+    command.add_argument("volume", nargs="?", metavar="name", help="a volume, or volume@date")
+
+    command = add(
+        "undelete",
+        "Bring a removed volume back, with all that is in it",
+        "undelete db",
+        "undelete db@2026-11-23T21:00 db-as-it-was",
+    )
+    command.add_argument("volume", metavar="name", help="the one removed last, or volume@date")
+    command.add_argument("new_name", nargs="?", help="the name that it gets instead of its own")
+
     command = add("rm", "Remove snapshots", "rm db@2026-11-23T21:00:00.123456")
     command.add_argument("snapshot", nargs="+")
 

@@ -245,6 +245,23 @@ def _run(run: dict[str, Any]) -> list[str | Cell]:
     ]
 
 
+def removed(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `removed` prints."""
+    answer = call("VolumeDriver.Volume.Removed")
+    if arguments.json:
+        return as_json(answer)
+    now = datetime.now().astimezone()
+    rows = [
+        [
+            f"{each['Name']}@{each['Date']}",
+            f"deleted {until(each['Until'], now)}",
+            human.size(each.get("Size")),
+        ]
+        for each in answer["Removed"]
+    ]
+    return table(["VOLUME", "UNTIL", "SIZE"], rows) if rows else []
+
+
 def transfers(call: Call, arguments: argparse.Namespace) -> list[str]:
     """What `transfers` prints: plainly, one a line."""
     answer = call("VolumeDriver.Transfers")

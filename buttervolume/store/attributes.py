@@ -10,6 +10,10 @@ from contextlib import suppress
 from buttervolume.system.btrfs import Directory
 
 PREFIX = "trusted.buttervolume."
+KEEP = "keep"
+"""How long a removed volume is kept, if it says so itself."""
+SIZE = "size"
+"""How many bytes a volume may hold."""
 _KIND = PREFIX + "kind"
 _BACKUP = "backup of "
 

@@ -19,6 +19,7 @@ from buttervolume.names import SnapshotName
 from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
+from buttervolume.store.options import Options
 from buttervolume.store.snapshots import Snapshots, Taken, left_out, what_is_left_out
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs
@@ -47,6 +48,25 @@ class Contents:
         self._catalog = catalog
         self._snapshots = snapshots
 
+    def create(self, name: str, options: Options) -> Taken:
+        """Make a volume, empty or with the content of another one or of a snapshot; if there is
+        one of that name already, leave it as it is. Raises NoSuchVolume, NoSuchSnapshot,
+        QuotasOff."""
+        source = options.source
+        if source is None:
+            self._volumes.create(name, options)
+            return Taken(name, ())
+        others = [] if "@" in source else [names.check_volume_reference(source)]
+        with self._volumes.creating(name, *others) as is_new:
+            if not is_new:
+                return Taken(name, ())
+            if "@" in source:
+                path = self._catalog.check_complete(self._catalog.resolve(source))
+            else:
+                path = self._volumes.mountpoint(source)
+            missing = self._make_volume(path, name, f"copy {source}", options)
+        return Taken(name, missing)
+
     def clone(self, volume: str, target: str) -> Taken:
         """Make a new volume with the content of another. Raises NoSuchVolume, VolumeExists."""
         names.check_new_volume(target)
@@ -57,17 +77,21 @@ class Contents:
             missing = self._make_volume(source, target, "clone")
         return Taken(target, missing)
 
-    def _make_volume(self, source: Path, target: str, purpose: str) -> tuple[str, ...]:
+    def _make_volume(
+        self, source: Path, target: str, attempt: str, options: Options | None = None
+    ) -> tuple[str, ...]:
         """Make a new volume from a subvolume, and return the nested ones that are empty in it; the
         target's mutex is held."""
-        with self._volumes.workshop(purpose) as path:
+        with self._volumes.workshop(attempt.partition(" ")[0]) as path:
             try:
                 missing = what_is_left_out(source)
                 copy(source, path)
+                with btrfs.opened(path) as root:
+                    self._volumes.furnish(root, options or Options())
                 self._volumes.publish(path, target)
             except (CommandFailed, OSError) as error:
                 reason = explain(error, source)
-                raise OperationFailed(f"{purpose} to volume {target}", reason) from error
+                raise OperationFailed(f"{attempt} to volume {target}", reason) from error
         return missing
 
     def restore(
@@ -152,6 +176,8 @@ class Contents:
         backup = self._snapshots.take_held(volume, backup=True).name
         try:
             copy(source, path, like=self._volumes.path_of(volume))
+            with btrfs.opened(path) as root:
+                self._volumes.limit(root)
             with self._volumes.changing_hands.hold(volume):
                 # somebody may have mounted it meanwhile, and nobody can now
                 users = self._volumes.users(volume)

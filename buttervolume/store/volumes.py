@@ -23,19 +23,23 @@ from buttervolume.errors import (
     NoSuchVolume,
     NotAVolume,
     OperationFailed,
+    QuotasOff,
     Unreadable,
     VolumeBusy,
     VolumeExists,
     VolumesUnavailable,
 )
+from buttervolume.store import attributes
 from buttervolume.store.hindrance import explain
 from buttervolume.store.options import Options
-from buttervolume.system import btrfs, files, mounts, nested
+from buttervolume.system import btrfs, files, mounts, nested, quota
 from buttervolume.system.locks import Holds, Mutexes
 
 OWN_PREFIX = ".buttervolume-"
 """What the daemon itself puts among the volumes begins with this; `sweep` removes it."""
 LOCK_NAME = OWN_PREFIX + "lock"
+REMOVED_NAME = OWN_PREFIX + "removed"
+"""The directory of the removed volumes, which `sweep` spares."""
 _MODE = 0o755
 """Of the root of a new volume, whatever the daemon's umask is."""
 
@@ -179,21 +183,67 @@ class Volumes:
         return Volume(name, path, created, copy_on_write)
 
     def create(self, name: str, options: Options) -> None:
-        """Make a volume; if there is one of that name already, leave it as it is."""
-        if not names.is_volume_reference(name):
-            names.check_new_volume(name)  # says what a good name is
-        with self.mutexes.hold(name):
-            if self.exists(name):
+        """Make an empty volume; if there is one of that name already, leave it as it is."""
+        with self.creating(name) as is_new:
+            if not is_new:
                 return
-            names.check_new_volume(name)
             try:
                 with self.workshop("create") as path:
                     btrfs.create(path)
                     with btrfs.opened(path) as directory:
-                        _furnish(directory, options)
+                        os.fchmod(directory.descriptor, _MODE)
+                        if not options.copy_on_write:
+                            directory.disable_copy_on_write()
+                        self.furnish(directory, options)
                     self.publish(path, name)
             except (CommandFailed, OSError) as error:
                 raise OperationFailed(f"create volume {name}", error) from error
+
+    @contextmanager
+    def creating(self, name: str, *others: str) -> Iterator[bool]:
+        """Hold the mutexes of a volume that may be new, and of others; says whether it is."""
+        if not names.is_volume_reference(name):
+            names.check_new_volume(name)  # says what a good name is
+        with self.mutexes.hold(name, *others):
+            is_new = not self.exists(name)
+            if is_new:
+                names.check_new_volume(name)
+            yield is_new
+
+    def furnish(self, root: btrfs.Directory, options: Options) -> None:
+        """Make the root of a new volume what its options ask for. Raises QuotasOff."""
+        if options.copy_on_write and not root.copy_on_write():
+            root.enable_copy_on_write()
+        if options.copy_on_write is False and root.copy_on_write():
+            root.disable_copy_on_write()
+        if options.compression:
+            root.set_compression(options.compression)
+        kept = attributes.read(root)
+        if options.keep is not None:
+            kept[attributes.KEEP] = options.keep
+        if options.size is not None:
+            if not quota.are_on(root):
+                raise QuotasOff(self.path)
+            kept[attributes.SIZE] = str(options.size)
+        if kept:
+            attributes.write(root, kept)
+        self.limit(root)
+        if options.uid is not None or options.gid is not None:
+            unsaid = -1
+            uid = unsaid if options.uid is None else options.uid
+            os.fchown(root.descriptor, uid, unsaid if options.gid is None else options.gid)
+        if options.mode is not None:
+            os.fchmod(root.descriptor, options.mode)
+
+    def limit(self, root: btrfs.Directory) -> None:
+        """Let a new subvolume have the size that its attributes say, where quotas are on."""
+        size = attributes.read(root).get(attributes.SIZE)
+        if size is None:
+            return
+        try:
+            quota.set_limit(root, int(size))
+        except (OSError, ValueError) as error:
+            self._log.warning("a size of %s cannot be kept: %s", size, error)
 
     def remove(self, name: str) -> None:
         """Remove a volume and the subvolumes nested in it. Raises NoSuchVolume, VolumeBusy.
@@ -217,6 +267,31 @@ class Volumes:
         except (CommandFailed, OSError) as error:
             reason = explain(error, self.path_of(name))
             raise OperationFailed(f"remove volume {name}", reason) from error
+
+    def put_away(self, name: str, target: Path) -> None:
+        """Move a volume out of the sight of all, on the disk before this returns. FileExistsError
+        if there is something at the target. Raises NoSuchVolume, VolumeBusy."""
+        with self.mutexes.hold(name), self.changing_hands.hold(name):
+            path = self.mountpoint(name)
+            self.synchronized.check_free(name)
+            try:
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                self.move(path, target)
+                self._names_on_disk.sync()
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise OperationFailed(f"remove volume {name}", explain(error, path)) from error
+            with self._mounted_guard:
+                self._mounted.pop(name, None)
+
+    @staticmethod
+    def move(path: Path, target: Path) -> None:
+        """Give a subvolume a name in another directory. FileExistsError if there is something of
+        that name. A read-only one must be writable for that (fs/namei.c), and is again read-only
+        afterwards."""
+        with btrfs.opened(path) as root, root.writable():
+            files.rename_new(path, target)
 
     def _put_back(self, path: Path, name: str) -> None:
         """Give what could not be removed its name again, unless another volume has it by now."""
@@ -258,7 +333,7 @@ class Volumes:
         target = self.path_of(name)
         with self.changing_hands.hold(name):
             try:
-                files.rename_new(path, target)
+                self.move(path, target)
             except FileExistsError as error:
                 if btrfs.is_subvolume(target):
                     raise VolumeExists(name) from error
@@ -275,7 +350,7 @@ class Volumes:
         """What a daemon that was killed has left. Only before this one makes anything."""
         with os.scandir(self.path) as entries:
             own = [e.name for e in entries if e.name.startswith(OWN_PREFIX)]
-        return [name for name in own if name != LOCK_NAME]
+        return [name for name in own if name not in (LOCK_NAME, REMOVED_NAME)]
 
     def sweep(self, leftovers: Iterable[str]) -> None:
         """Remove what was left. Only while no other daemon runs."""
@@ -343,12 +418,3 @@ class Volumes:
         if shown or not known:
             return shown
         return [f"{known} container{'' if known == 1 else 's'}, as Docker has told"]
-
-
-def _furnish(directory: btrfs.Directory, options: Options) -> None:
-    """Make the root of a new volume what its options say."""
-    os.fchmod(directory.descriptor, _MODE)
-    if not options.copy_on_write:
-        directory.disable_copy_on_write()
-    if options.compression:
-        directory.set_compression(options.compression)

@@ -114,6 +114,10 @@ class Directory:
         """Let new files be written in place, which spares databases fragmentation."""
         self._set_flags(self._flags() | _NOCOW)
 
+    def enable_copy_on_write(self) -> None:
+        """Let new files be written by copy-on-write."""
+        self._set_flags(self._flags() & ~_NOCOW)
+
     def set_compression(self, algorithm: str) -> None:
         """Let new files be compressed: zlib, lzo or zstd (btrfs-property(8))."""
         os.setxattr(self.descriptor, "btrfs.compression", algorithm.encode())

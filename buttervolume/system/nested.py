@@ -21,23 +21,15 @@ from pathlib import Path
 from buttervolume.errors import CommandFailed
 from buttervolume.system import command
 from buttervolume.system.btrfs import ROOT_INODE, Directory, opened
+from buttervolume.system.trees import TREE_OF_ROOTS, Search
 
-_TREE_SEARCH_V2 = 0xC0709411  # BTRFS_IOC_TREE_SEARCH_V2
 _INO_LOOKUP = 0xD0009412  # BTRFS_IOC_INO_LOOKUP
 _SNAP_DESTROY_V2 = 0x5000943F  # BTRFS_IOC_SNAP_DESTROY_V2
 _SUBVOL_SPEC_BY_ID = 1 << 4  # BTRFS_SUBVOL_SPEC_BY_ID
-_TREE_OF_ROOTS = 1  # BTRFS_ROOT_TREE_OBJECTID
 _INODE_REF = 12  # BTRFS_INODE_REF_KEY
 _ROOT_BACKREF = 144  # BTRFS_ROOT_BACKREF_KEY
 _ROOT_REF = 156  # BTRFS_ROOT_REF_KEY
-_EVERYTHING = (1 << 64) - 1
 
-_SEARCH_KEY = struct.Struct("=7Q4I4QQ")  # btrfs_ioctl_search_key, then the size of the buffer
-_SEARCH_BUFFER = 1 << 14
-_MANY = (1 << 32) - 1
-_LARGEST_ITEM = 400
-"""Bytes, header included, of what is searched for here: names have 255 at most."""
-_ITEM_HEADER = struct.Struct("=QQQII")  # btrfs_ioctl_search_header
 _ROOT_REF_ITEM = struct.Struct("=QQH")  # btrfs_root_ref; the name follows
 _INODE_REF_ITEM = struct.Struct("=QH")  # btrfs_inode_ref; the name follows
 _INO_LOOKUP_ARGS = struct.Struct("=QQ4080s")
@@ -75,11 +67,11 @@ class Moved(OSError):
 def find(root: Directory) -> list[Nested]:
     """The subvolumes nested in the one whose root this is, at any depth, each after the one that
     holds it. Costs some µs for each."""
-    search = _Search(root)
+    search = Search(root)
     found: list[Nested] = []
     unseen = [root.info().tree]
     for tree in unseen:  # which grows meanwhile
-        for child, item in search.items(_TREE_OF_ROOTS, tree, _ROOT_REF):
+        for child, item in search.items(TREE_OF_ROOTS, tree, _ROOT_REF):
             found.append(Nested(child, tree, *_reference(item)))
             unseen.append(child)
     return found
@@ -164,7 +156,7 @@ def _delete_nested(root: Directory, deadline: float = math.inf) -> None:
 
 def _delete_one(root: Directory, nested: Nested) -> None:
     """Delete a nested subvolume that holds none, if it still is where it was found."""
-    if nested.parent not in (parent for parent, _ in _Search(root).backrefs(nested.tree)):
+    if nested.parent not in (parent for parent, _ in _backrefs(Search(root), nested.tree)):
         raise FileNotFoundError
     try:
         _destroy(root, nested.tree)
@@ -220,10 +212,10 @@ class _Step:
 def _steps(root: Directory, tree: int, inode: int) -> list[_Step]:
     """The way from a subvolume's root to a directory at this moment. FileNotFoundError if that does
     not lie below it."""
-    place, search, steps = root.info().tree, _Search(root), list[_Step]()
+    place, search, steps = root.info().tree, Search(root), list[_Step]()
     while (tree, inode) != (place, ROOT_INODE):
         if inode == ROOT_INODE:
-            above = search.backrefs(tree)
+            above = _backrefs(search, tree)
             if not above:
                 raise FileNotFoundError
             parent, (directory, name) = above[0]
@@ -264,42 +256,13 @@ def _walk(root: Directory, steps: list[_Step]) -> int | None:
     return descriptor
 
 
-class _Search:
-    """Items of BTRFS's trees."""
-
-    def __init__(self, root: Directory) -> None:
-        """`root` is on the filesystem."""
-        self._root = root
-        self._request = bytearray(_SEARCH_KEY.size + _SEARCH_BUFFER)
-
-    def items(self, tree: int, number: int, kind: int) -> Iterator[tuple[int, bytes]]:
-        """The items of one kind that belong to a number, each with its offset. One search at a
-        time."""
-        lowest = 0
-        request = self._request
-        while lowest <= _EVERYTHING:
-            _SEARCH_KEY.pack_into(
-                request, 0, tree, number, number, lowest, _EVERYTHING, 0, _EVERYTHING,
-                kind, kind, _MANY, 0, 0, 0, 0, 0, _SEARCH_BUFFER,
-            )  # fmt: skip
-            fcntl.ioctl(self._root.descriptor, _TREE_SEARCH_V2, request)
-            count = _SEARCH_KEY.unpack_from(request)[9]
-            at = _SEARCH_KEY.size
-            for _ in range(count):
-                _, _, offset, _, length = _ITEM_HEADER.unpack_from(request, at)
-                at += _ITEM_HEADER.size + length
-                lowest = offset + 1
-                yield offset, bytes(request[at - length : at])
-            if len(request) - at > _LARGEST_ITEM:  # there would have been room for one more
-                return
-
-    def backrefs(self, tree: int) -> list[tuple[int, tuple[int, bytes]]]:
-        """Where a subvolume lies: the tree that holds it, the directory in that, and the name
-        there. Empty if it is gone, or the filesystem's top."""
-        return [
-            (parent, _reference(item))
-            for parent, item in self.items(_TREE_OF_ROOTS, tree, _ROOT_BACKREF)
-        ]
+def _backrefs(search: Search, tree: int) -> list[tuple[int, tuple[int, bytes]]]:
+    """Where a subvolume lies: the tree that holds it, the directory in that, and the name
+    there. Empty if it is gone, or the filesystem's top."""
+    return [
+        (parent, _reference(item))
+        for parent, item in search.items(TREE_OF_ROOTS, tree, _ROOT_BACKREF)
+    ]
 
 
 def _reference(item: bytes) -> tuple[int, bytes]:

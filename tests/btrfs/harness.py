@@ -105,7 +105,8 @@ class Place:
         return [
             name
             for name in entries(self.volumes)
-            if name.startswith(".buttervolume-") and name != ".buttervolume-lock"
+            if name.startswith(".buttervolume-")
+            and name not in (".buttervolume-lock", ".buttervolume-removed")
         ]
 
     def wait_until_swept(self) -> None:

@@ -4,6 +4,7 @@ import configparser
 import logging
 import socket
 from dataclasses import FrozenInstanceError
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         timer=60,
         dtformat="%Y-%m-%dT%H:%M:%S.%f",
         loglevel=logging.INFO,
+        keep_removed=timedelta(days=1),
         min_free=0.1,
         web=None,
         web_token="",
@@ -108,6 +110,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         timer=1,
         dtformat="%Y%m%d-%H%M%S",
         loglevel=logging.DEBUG,
+        keep_removed=timedelta(days=1),
         min_free=0.05,
         web=Address("127.0.0.1", 9178),
         web_token="secret",

@@ -14,11 +14,12 @@ FLOORS = ("system", "store", "hosts", "jobs", "report", "services")
 EDGES = ("api", "cli", "web")
 """May import every floor, but not each other."""
 GROUND = {
+    "ages": set[str](),
     "words": set[str](),
     "human": set[str](),
     "errors": {"words"},
     "names": {"errors"},
-    "config": {"errors", "names"},
+    "config": {"ages", "errors", "names"},
 }
 """What lies below all floors, each with what it may import of the others."""
 COMMAND_LINE_LAZILY = {"daemon"}

@@ -1,0 +1,226 @@
+"""Removed volumes: kept whole for a while, brought back, deleted when their time has come."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from buttervolume import ages, names
+from buttervolume.errors import (
+    AmbiguousName,
+    ButtervolumeError,
+    CommandFailed,
+    NoSuchRemoved,
+    OperationFailed,
+    VolumeExists,
+)
+from buttervolume.store import attributes
+from buttervolume.store.hindrance import explain
+from buttervolume.store.volumes import REMOVED_NAME, Volumes
+from buttervolume.system import btrfs, quota, space
+
+_TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class RemovedVolume:
+    """A removed volume that can be had back."""
+
+    name: str
+    date: str
+    """When it was removed, in the configured format: `<name>@<date>` names it."""
+    removed: datetime
+    """The same, local time."""
+    until: datetime
+    """When it is deleted."""
+    size: int | None
+    """Bytes, if quota groups count them."""
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.date}"
+
+
+class Removed:
+    """The removed volumes, in a directory of their own among the volumes."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        date_format: str,
+        keep: timedelta,
+        min_free: float = 0.0,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """`keep` is how long a volume is kept that says nothing else; below `min_free`, a share of
+        the filesystem, the oldest go before their time."""
+        self.path = volumes.path / REMOVED_NAME
+        self._volumes = volumes
+        self._date_format = date_format
+        self._keep = keep
+        self._min_free = min_free
+        self._now = now
+        self._log = logging.getLogger(__name__)
+
+    def remove(self, name: str) -> None:
+        """Take a volume's name away, and keep the rest for its time. Raises NoSuchVolume,
+        VolumeBusy."""
+        path = self._volumes.mountpoint(name)
+        try:
+            with btrfs.opened(path) as root:
+                keep = self._keep_of(root)
+        except OSError:  # it says what is wrong when it is to be moved
+            keep = self._keep
+        moment = self._now()
+        longest = len(f"{name}@{moment.strftime(self._date_format)}".encode())
+        if not keep or longest > names.LONGEST:
+            self._volumes.remove(name)
+            return
+        while True:
+            target = self.path / f"{name}@{moment.strftime(self._date_format)}"
+            try:
+                self._volumes.put_away(name, target)
+            except FileExistsError:
+                moment += _TICK if "%f" in self._date_format else timedelta(seconds=1)
+            else:
+                return
+
+    def _keep_of(self, root: btrfs.Directory) -> timedelta:
+        """How long a volume is to be kept once it is removed."""
+        try:
+            return ages.parse(attributes.read(root).get(attributes.KEEP, ""))
+        except ValueError:
+            return self._keep
+
+    def list(self) -> Sequence[RemovedVolume]:
+        """All that can be had back, by name and date. Raises OperationFailed."""
+        found: Sequence[RemovedVolume] = []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    with suppress(OSError):  # gone meanwhile, or it cannot be read: not to be had
+                        found = [*found, *self._look(Path(entry.path))]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OperationFailed("list the removed volumes", error) from error
+        return sorted(found, key=lambda each: (each.name, each.removed, each.date))
+
+    def _look(self, path: Path) -> Sequence[RemovedVolume]:
+        """What there is at a path, if it is a removed volume."""
+        name, _, date = path.name.partition("@")
+        with btrfs.opened(path) as root:
+            if not date or root.inode() != btrfs.ROOT_INODE:
+                return []
+            try:
+                removed = datetime.strptime(date, self._date_format)
+            except ValueError:  # the format has been changed: what renamed it changed this as well
+                changed = os.fstat(root.descriptor).st_ctime
+                removed = datetime.fromtimestamp(changed, UTC).astimezone().replace(tzinfo=None)
+            until = removed + self._keep_of(root)
+            return [RemovedVolume(name, date, removed, until, quota.referenced(root))]
+
+    def find(self, name: str) -> RemovedVolume:
+        """The removed volume that is meant: by name and date or a beginning of that, or by its
+        name, the one that was removed last. Raises NoSuchRemoved, AmbiguousName."""
+        volume, at, date = name.partition("@")
+        found = [each for each in self.list() if each.name == volume]
+        if at:
+            exact = [each for each in found if each.date == date]
+            found = exact or [each for each in found if date and each.date.startswith(date)]
+            if len(found) > 1:
+                raise AmbiguousName(name, map(str, found))
+        if not found:
+            raise NoSuchRemoved(name)
+        return max(found, key=lambda each: (each.removed, each.date))
+
+    def bring_back(self, name: str, target: str | None = None) -> str:
+        """Give a removed volume its name again, or another one, and return that. Raises
+        NoSuchRemoved, AmbiguousName, VolumeExists, BadName."""
+        found = self.find(name)
+        target = found.name if target is None else target
+        if target != found.name:
+            names.check_new_volume(target)
+        with self._volumes.mutexes.hold(target):
+            if self._volumes.exists(target):
+                raise VolumeExists(target)
+            try:
+                self._volumes.publish(self.path / str(found), target)
+            except FileNotFoundError as error:
+                raise NoSuchRemoved(name) from error
+            except OSError as error:
+                raise OperationFailed(f"bring back volume {found}", error) from error
+        self._forget_directory()
+        return target
+
+    def purge(self, name: str | None = None) -> Sequence[str]:
+        """Delete removed volumes now: all, or those of a name, or one; return which. Raises
+        NoSuchRemoved, AmbiguousName, OperationFailed."""
+        if name is None:
+            doomed = self.list()
+        elif "@" in name:
+            doomed = [self.find(name)]
+        else:
+            doomed = [each for each in self.list() if each.name == name]
+            if not doomed:
+                raise NoSuchRemoved(name)
+        purged, failures = [], []
+        for each in doomed:
+            try:
+                if self._delete(each):
+                    purged.append(str(each))
+            except OperationFailed as error:
+                failures.append(error)
+        self._forget_directory()
+        if failures:
+            raise failures[0]
+        return purged
+
+    def expire(self) -> None:
+        """Delete what has been kept for its time, and where there is too little room, the oldest
+        before its time: one at a call, since room comes back a while after a deletion."""
+        try:
+            kept = self.list()
+            now = self._now()
+            expired = [each for each in kept if each.until <= now]
+            for each in expired:
+                if self._delete(each):
+                    self._log.info("%s: deleted, its time has come", each)
+            rest = sorted((e for e in kept if e not in expired), key=lambda each: each.removed)
+            if rest and not expired and self._is_short_of_room() and self._delete(rest[0]):
+                self._log.warning(
+                    "%s: deleted before its time (%s): less than %.0f%% of the filesystem is free",
+                    rest[0], rest[0].until, 100 * self._min_free,
+                )  # fmt: skip
+            if kept:
+                self._forget_directory()
+            with btrfs.opened(self._volumes.path) as directory:
+                if stale := quota.clear_stale(directory):
+                    self._log.info("quota groups of deleted subvolumes: %d destroyed", stale)
+        except (ButtervolumeError, OSError) as error:
+            self._log.warning("the removed volumes cannot be tidied up: %s", error)
+
+    def _is_short_of_room(self) -> bool:
+        room = space.look(self.path)
+        return room.free < self._min_free * room.size
+
+    def _delete(self, removed: RemovedVolume) -> bool:
+        """Delete a removed volume; False if it was not there any more. It is no removed volume from
+        the first moment on, so that nobody gets back a part of one."""
+        path = self.path / str(removed)
+        try:
+            with self._volumes.workshop("purge") as doomed:
+                self._volumes.move(path, doomed)
+        except FileNotFoundError:
+            return False
+        except (CommandFailed, OSError) as error:
+            raise OperationFailed(f"delete {removed}", explain(error, path)) from error
+        if os.path.lexists(doomed):
+            raise OperationFailed(f"delete {removed}", f"{doomed} is left over; see the log")
+        return True
+
+    def _forget_directory(self) -> None:
+        with suppress(OSError):  # it holds something still
+            self.path.rmdir()

@@ -1,0 +1,67 @@
+"""BTRFS quota groups: limits of subvolumes. The ioctls and items are those of linux/btrfs.h and
+btrfs_tree.h; whether groups are of the simple or of the old kind makes no difference here."""
+
+import errno
+import fcntl
+import struct
+
+from buttervolume.system.btrfs import Directory
+from buttervolume.system.trees import TREE_OF_ROOTS, Search
+
+_QGROUP_LIMIT = 0x8030942B  # BTRFS_IOC_QGROUP_LIMIT
+_QGROUP_CREATE = 0x4010942A  # BTRFS_IOC_QGROUP_CREATE, which destroys as well
+_QUOTA_TREE = 8  # BTRFS_QUOTA_TREE_OBJECTID
+_QGROUP_STATUS = 240  # BTRFS_QGROUP_STATUS_KEY
+_QGROUP_INFO = 242  # BTRFS_QGROUP_INFO_KEY
+_ROOT_ITEM = 132  # BTRFS_ROOT_ITEM_KEY
+_MAX_REFERENCED = 1 << 0  # BTRFS_QGROUP_LIMIT_MAX_RFER
+_LIMIT = struct.Struct("=6Q")
+_INFO = struct.Struct("=5Q")
+_LEVEL = 48
+"""The bits of a group's number above these are its level; on level 0, the others are a tree's."""
+
+
+def are_on(directory: Directory) -> bool:
+    """Whether the filesystem of a directory has quota groups."""
+    try:
+        return any(Search(directory).items(_QUOTA_TREE, 0, _QGROUP_STATUS))
+    except FileNotFoundError:  # there is no such tree
+        return False
+
+
+def set_limit(root: Directory, size: int) -> None:
+    """Let a subvolume refer to so many bytes at the most. OSError if quotas are off."""
+    request = _LIMIT.pack(root.info().tree, _MAX_REFERENCED, size, 0, 0, 0)
+    fcntl.ioctl(root.descriptor, _QGROUP_LIMIT, request)
+
+
+def referenced(root: Directory) -> int | None:
+    """How many bytes a subvolume refers to, if its filesystem counts that."""
+    tree = root.info().tree
+    try:
+        for number, item in Search(root).items(_QUOTA_TREE, 0, _QGROUP_INFO, tree, tree):
+            if number == tree:
+                return int(_INFO.unpack_from(item)[1])
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def clear_stale(directory: Directory) -> int:
+    """Destroy the groups of subvolumes that are gone, as kernels before 6.11 leave them, and return
+    how many these were. What the kernel is still deleting comes later."""
+    search, destroyed = Search(directory), 0
+    try:
+        groups = [number for number, _ in search.items(_QUOTA_TREE, 0, _QGROUP_INFO)]
+    except FileNotFoundError:
+        return 0
+    for group in groups:
+        is_of_subvolume = group >> _LEVEL == 0 and group >= 256
+        if is_of_subvolume and not any(search.items(TREE_OF_ROOTS, group, _ROOT_ITEM)):
+            try:
+                fcntl.ioctl(directory.descriptor, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
+                destroyed += 1
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOENT):
+                    raise
+    return destroyed

@@ -1,0 +1,308 @@
+"""The options of a new volume: checked as a whole, done as a whole or not at all."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buttervolume.errors import (
+    BadOption,
+    NoSuchSnapshot,
+    NoSuchVolume,
+    OperationFailed,
+    QuotasOff,
+)
+from buttervolume.store.options import OPTIONS, Options, parse_options
+from buttervolume.system import btrfs as kernel
+from buttervolume.system import quota
+from tests.btrfs.harness import Daemon, Place, Store, btrfs, is_copied_on_write, subvolume
+from tests.support.filesystem import loop_btrfs
+from tests.support.wait import wait_until
+
+
+def make(store: Store, name: str, **options: str) -> Path:
+    renamed = {key.removesuffix("_"): value for key, value in options.items()}
+    store.contents.create(name, parse_options(renamed))
+    return store.volumes.mountpoint(name)
+
+
+def attribute(path: Path, name: str) -> str | None:
+    try:
+        return os.getxattr(path, f"trusted.buttervolume.{name}").decode()
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1 << 20),
+        ("500M", 500 << 20),
+        ("500m", 500 << 20),
+        ("20G", 20 << 30),
+        ("20GiB", 20 << 30),
+        ("2gb", 2 << 30),
+        ("1T", 1 << 40),
+        ("2048K", 2 << 20),
+    ],
+)
+def test_a_size_is_bytes_or_has_a_unit(text: str, size: int) -> None:
+    assert parse_options({"size": text}).size == size
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"copyonwrite": "TRUE"}, Options(copy_on_write=True)),
+        ({"copyonwrite": "False"}, Options(copy_on_write=False)),
+        ({"compression": "ZSTD"}, Options(copy_on_write=True, compression="zstd")),
+        ({"compression": "False", "copyonwrite": ""}, Options()),
+        ({"from": "Db@Latest"}, Options(source="Db@Latest")),
+        ({"keep": "2W"}, Options(keep="2w")),
+        ({"keep": "0"}, Options(keep="0")),
+        ({"uid": "0", "gid": "4294967294"}, Options(uid=0, gid=(1 << 32) - 2)),
+        ({"mode": "0750"}, Options(mode=0o750)),
+        ({option.name: "" for option in OPTIONS}, Options()),
+        ({}, Options()),
+    ],
+)  # fmt: skip
+def test_what_is_possible(options: dict[str, object], wanted: Options) -> None:
+    assert parse_options(options) == wanted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"size": text} for text in ("0", "1", "-5G", "5X", "1.5G", "9" * 30, "٣M", "G")),
+        *({"uid": text} for text in ("root", "-1", "4294967295", "٣", "1e3")),
+        *({"gid": text} for text in ("wheel", "99999999999")),
+        *({"mode": text} for text in ("rwx", "888", "10000", "-1", "0o755")),
+        *({"keep": text} for text in ("1", "forever", "-1d", "1d2h", "9" * 9 + "y")),
+        {"From": "db"},
+        {"size": 5},
+        {"keep": None},
+        {"copyonwrite": True},
+    ],
+)
+def test_what_is_not_possible_is_said_with_what_is(options: dict[str, object]) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_options(options)
+
+    assert "valid" in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+def test_a_volume_from_a_volume_has_its_content_now(store: Store) -> None:
+    path = make(store, "db", compression="zstd", keep="2h")
+    (path / "file").write_text("now")
+    subvolume(path / "nested")
+
+    made = store.contents.create("copy", parse_options({"from": "db"}))
+
+    copy = store.volumes.mountpoint("copy")
+    assert made.left_out == ("nested",)
+    assert (copy / "file").read_text() == "now"
+    (copy / "file").write_text("writable")
+    assert (path / "file").read_text() == "now"
+    assert btrfs("property", "get", copy, "compression").strip() == "compression=zstd"
+    assert attribute(copy, "keep") == "2h"
+
+
+@pytest.mark.parametrize("source", ["db@latest", "db@2", "whole"])
+def test_a_volume_from_a_snapshot(store: Store, source: str) -> None:
+    path = make(store, "db")
+    (path / "file").write_text("then")
+    whole = store.snapshots.take("db").name
+    (path / "file").write_text("now")
+
+    copy = make(store, "copy", from_=whole if source == "whole" else source, mode="0700", uid="7")
+
+    assert (copy / "file").read_text() == "then"
+    assert not is_copied_on_write(copy)
+    status = copy.stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o700, 7)
+    assert (path / "file").read_text() == "now"
+
+
+def test_what_a_volume_is_to_come_from_must_exist_unless_it_is_there(store: Store) -> None:
+    before = store.place.tree()
+    for source, error in (("db", NoSuchVolume), ("db@2026", NoSuchSnapshot)):
+        with pytest.raises(error):
+            store.contents.create("copy", parse_options({"from": source}))
+    assert store.place.tree() == before
+
+    store.contents.create("copy", Options())
+    store.contents.create("copy", parse_options({"from": "db"}))
+
+
+def test_owner_and_mode_are_those_asked_for(store: Store) -> None:
+    status = make(store, "db", uid="1000", gid="1001", mode="2770").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1000, 1001, 0o2770)
+    status = make(store, "other", gid="5").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 5, 0o755)
+
+
+def test_options_of_a_volume_that_is_there_are_checked_and_do_nothing(store: Store) -> None:
+    path = make(store, "db")
+    before = path.stat()
+
+    make(store, "db", keep="5d", uid="1000", mode="0700")
+    with pytest.raises(BadOption):
+        make(store, "db", keep="nonsense")
+
+    assert path.stat() == before
+    assert attribute(path, "keep") is None
+
+
+def test_a_restore_keeps_the_attributes_of_the_volume(store: Store) -> None:
+    path = make(store, "db", keep="2h")
+    snapshot = store.snapshots.take("db").name
+    os.setxattr(path, "trusted.buttervolume.keep", b"3d")
+
+    store.contents.restore(snapshot)
+    assert attribute(path, "keep") == "3d"
+    os.removexattr(path, "trusted.buttervolume.keep")
+    store.contents.restore(snapshot)
+    assert attribute(path, "keep") is None
+    store.contents.restore(snapshot, "copy")
+    assert attribute(store.volumes.mountpoint("copy"), "keep") == "2h"
+
+
+def test_without_quotas_a_size_is_refused_and_nothing_is_made(store: Store) -> None:
+    before = store.place.tree()
+
+    with pytest.raises(QuotasOff, match="btrfs quota enable"):
+        make(store, "db", size="1G")
+
+    assert store.place.tree() == before
+
+
+def has_simple_quotas() -> bool:
+    argv = ["btrfs", "quota", "enable", "--help"]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return "--simple" in shown.stdout + shown.stderr
+
+
+@pytest.fixture(
+    params=[
+        "old",
+        pytest.param(
+            "simple",
+            marks=pytest.mark.skipif(not has_simple_quotas(), reason="btrfs-progs know none"),
+        ),
+    ]
+)
+def limited(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A store on a filesystem with quotas."""
+    with loop_btrfs(tmp_path, size="512M") as mount_point:
+        kind = ["--simple"] if request.param == "simple" else []
+        btrfs("quota", "enable", *kind, mount_point)
+        yield Store.make(Place.make(mount_point / "place"))
+
+
+def groups(store: Store) -> list[str]:
+    """The numbers of the quota groups of subvolumes."""
+    btrfs("subvolume", "sync", store.place.directory)
+    btrfs("filesystem", "sync", store.place.directory)
+    lines = btrfs("qgroup", "show", store.place.directory).splitlines()
+    return [line.split()[0] for line in lines if line.startswith("0/")]
+
+
+def fits(path: Path, size: int) -> bool:
+    try:
+        with (path / f"file{size}").open("wb") as file:
+            file.write(os.urandom(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    finally:
+        (path / f"file{size}").unlink(missing_ok=True)
+    return True
+
+
+def test_a_size_is_a_limit_that_stays_with_copies(limited: Store) -> None:
+    store = limited
+    path = make(store, "db", size="20M")
+    snapshot = store.snapshots.take("db").name
+    assert fits(path, 5 << 20)
+    assert not fits(path, 40 << 20)
+
+    store.contents.clone("db", "copy")
+    store.contents.restore(snapshot)
+    make(store, "smaller", from_="db", size="10M")
+
+    for name in ("db", "copy"):
+        assert not fits(store.volumes.mountpoint(name), 40 << 20), name
+    assert not fits(store.volumes.mountpoint("smaller"), 15 << 20)
+    assert fits(make(store, "free"), 40 << 20)
+
+
+def test_no_group_is_left_of_what_is_gone(limited: Store) -> None:
+    store = limited
+    before = groups(store)
+    for name in ("one", "two"):
+        path = make(store, name, size="20M")
+        subvolume(path / "nested")
+        store.snapshots.take(name)
+        store.contents.restore(name, force=True)
+    for name, _ in store.volumes.list():
+        store.volumes.remove(name)
+    for snapshot in store.place.snapshot_names():
+        store.snapshots.remove(snapshot)
+
+    def only_what_was() -> bool:
+        left = groups(store)
+        with kernel.opened(store.place.volumes) as directory:
+            quota.clear_stale(directory)
+        return left == before
+
+    wait_until(only_what_was, what="the groups to go")
+
+
+def test_a_volume_that_cannot_be_limited_is_not_made(
+    limited: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = limited
+    before = groups(store)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    with pytest.raises(OperationFailed):
+        make(store, "db", size="20M", mode="0700")
+
+    assert store.volumes.list() == []
+    wait_until(lambda: groups(store) == before, what="its group to go")
+
+
+def test_what_quotas_count_is_told_of_removed_volumes(limited: Store) -> None:
+    path = make(limited, "db")
+    (path / "file").write_bytes(os.urandom(3 << 20))
+    os.sync()
+
+    with kernel.opened(path) as root:
+        size = quota.referenced(root)
+
+    assert size is not None
+    assert 3 << 20 <= size <= 5 << 20
+
+
+def test_a_create_that_fails_leaves_neither_volume_nor_row(daemon: Daemon) -> None:
+    for options in (
+        {"snapshot": "60", "size": "1G"},
+        {"snapshot": "60", "from": "nothing"},
+        {"snapshot": "60", "keep": "nonsense"},
+        {"snapshot": "never", "keep": "1d"},
+    ):
+        assert daemon.refused("Create", Name="db", Opts=options)
+    assert daemon.names() == []
+    assert daemon.call("Schedule.List")["Schedule"] == []
+
+    daemon.call("Create", Name="db", Opts={"snapshot": "60", "keep": "1d", "mode": "0700"})
+    assert len(daemon.call("Schedule.List")["Schedule"]) == 1
+    daemon.call("Create", Name="copy", Opts={"from": "db"})
+    assert daemon.names() == ["copy", "db"]
