@@ -72,6 +72,7 @@ def prepare(here: Machine, there: Machine) -> None:
         machine.start_daemon(BUTTERVOLUME_TIMER="86400")  # its jobs run at other times
         machine.start_sshd()
         machine.authorize(other)
+        machine.install()
     here.run("sed", "-i", f"s/^Host .*/& {' '.join(ALIASES)}/", "/root/.ssh/config")
     key = here.path("/root/.ssh/id_ed25519")
     assert key.exists()

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import select
-import shlex
 import signal
 import sys
 import termios
@@ -136,19 +135,6 @@ class Host(Machine):
         if not hasattr(self, "daemon") or self.daemon.process.poll() is not None:
             self.daemon = self.start_daemon()
             self.api = Client(self.path("/run/docker/plugins/btrfs.sock"))
-
-    def install(self, script: str = "") -> None:
-        """Let those who log in find `buttervolume`, or this shell script in its place."""
-        if not self.path("/usr/local/sbin/buttervolume").exists():
-            self.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/sbin")
-        env = shlex.join(f"{key}={value}" for key, value in in_checkout(None).items())
-        ours = f'exec env {env} {shlex.join(BUTTERVOLUME)} "$@"'
-        self.write("/usr/local/sbin/buttervolume", f"#!/bin/sh\n{script or ours}\n")
-        self.run("chmod", "755", "/usr/local/sbin/buttervolume")
-
-    def uninstall(self) -> None:
-        """Take it away again."""
-        self.run("umount", "/usr/local/sbin", check=False)
 
     # Volumes and snapshots
 

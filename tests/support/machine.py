@@ -264,6 +264,19 @@ class Machine:
         """Run `buttervolume` with these arguments."""
         return self.run(*BUTTERVOLUME, *args, check=check, env=in_checkout(env), timeout=timeout)
 
+    def install(self, script: str = "") -> None:
+        """Let those who log in find `buttervolume`, or this shell script in its place."""
+        if not self.path("/usr/local/sbin/buttervolume").exists():
+            self.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/sbin")
+        env = shlex.join(f"{key}={value}" for key, value in in_checkout(None).items())
+        ours = f'exec env {env} {shlex.join(BUTTERVOLUME)} "$@"'
+        self.write("/usr/local/sbin/buttervolume", f"#!/bin/sh\n{script or ours}\n")
+        self.run("chmod", "755", "/usr/local/sbin/buttervolume")
+
+    def uninstall(self) -> None:
+        """Take it away again."""
+        self.run("umount", "/usr/local/sbin", check=False)
+
     # ssh
 
     def start_sshd(self, port: int = SSH_PORT) -> None:
