@@ -407,7 +407,10 @@ class VolumesUnavailable(ButtervolumeError):
 
     def __init__(self, path: object) -> None:
         self.path = path
-        super().__init__(f"{path} is missing, or no longer on its BTRFS filesystem")
+        super().__init__(
+            f"{path} is missing, or no longer on its BTRFS filesystem: mount that again, or, if "
+            "another one is mounted there on purpose, restart the daemon"
+        )
 
 
 class AlreadyRunning(ButtervolumeError):

@@ -550,6 +550,47 @@ def test_where_both_places_are_one_nothing_is_warned_of(
     daemon.stop()
 
 
+def test_a_directory_of_the_schedule_that_is_read_only_is_told_and_all_else_works(
+    start_daemon: StartDaemon, place: Place
+) -> None:
+    directory = place.directory / "config"
+    directory.mkdir()
+    (directory / "schedule.csv").write_text("db,snapshot,60\n")
+    subprocess.run(["chattr", "+i", directory], check=True)
+    try:
+        daemon = start_daemon(BUTTERVOLUME_SCHEDULE=str(directory / "schedule.csv"))
+        daemon.call("Create", Name="db")
+        assert [job["Name"] for job in daemon.call("Schedule.List")["Schedule"]] == ["db"]
+        for endpoint, body in (
+            ("Schedule", {"Name": "db", "Action": "snapshot", "Timer": "30"}),
+            ("Schedule.Pause", {}),
+        ):
+            refusal = daemon.refused(endpoint, **body)
+            assert str(directory) in refusal
+            assert "Operation not permitted" in refusal
+        daemon.call("Snapshot", Name="db")
+        wait_until(lambda: "history" in daemon.stderr(), what="a line about the history")
+        daemon.stop()
+        assert "Traceback" not in daemon.stderr()
+    finally:
+        subprocess.run(["chattr", "-i", directory], check=True)
+
+
+def test_a_disk_that_is_mounted_after_the_start_is_told_with_what_to_do(
+    start_daemon: StartDaemon, place: Place, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    with loop_btrfs(tmp_path, size="128M") as late:
+        (late / "volumes").mkdir()
+        subprocess.run(["mount", "--bind", late / "volumes", place.volumes], check=True)
+        try:
+            assert daemon.is_closed("List")
+            assert "restart the daemon" in daemon.stderr()
+            daemon.stop()
+        finally:
+            subprocess.run(["umount", place.volumes], check=True)
+
+
 def test_loglevel_hides_what_is_below_it(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(BUTTERVOLUME_LOGLEVEL="ERROR")
     daemon.call("Create", Name="db")

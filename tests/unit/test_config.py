@@ -4,14 +4,17 @@ import configparser
 import logging
 import socket
 from dataclasses import FrozenInstanceError
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buttervolume import config
 from buttervolume.config import Address, Config
 from buttervolume.errors import ConfigError
+from buttervolume.words import shortened
 
 EXAMPLE = Path(__file__).parents[2] / "config.ini.example"
 
@@ -404,3 +407,71 @@ def test_no_message_shows_the_token(file: Path) -> None:
     with pytest.raises(ConfigError, match="NOTIFY = …") as error:
         load(file, "", BUTTERVOLUME_NOTIFY="geheim")
     assert "geheim" not in str(error.value)
+
+
+# Whatever somebody writes
+
+
+KEYS = [key for key in config._KEYS if key != "SSH_PORT"]
+LINES = st.one_of(
+    st.builds("{} = {}".format, st.sampled_from(KEYS), st.text(max_size=20)),
+    st.sampled_from(["[DEFAULT]", "[other]", "[", "]", " x", "=", ": :", "%", ";", "[DEFAULT"]),
+    st.text(max_size=30),
+)
+FILES = st.one_of(
+    st.lists(LINES, max_size=8).map(lambda lines: "\n".join(["[DEFAULT]", *lines])),
+    st.text(max_size=200),
+).map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=200)
+DIRECTIVES = st.sampled_from([f"%{c}" for c in "YmdHMSfyjbBaApIwWUVGuzZcxX%sE1-"])
+FORMATS = st.lists(DIRECTIVES | st.text(max_size=3), max_size=10).map("".join)
+
+
+def load_or_one_line(environ: dict[str, str], file: Path) -> config.Config | None:
+    """The configuration, or None after an error that a user can read as one line."""
+    try:
+        return config.load(environ, file)
+    except ConfigError as error:
+        shown = shortened(str(error))
+        assert shown.isprintable()
+        assert len(shown.encode()) <= 2048
+        return None
+
+
+@given(content=FILES)
+def test_any_file_is_a_configuration_or_one_line(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.ini"
+    file.write_bytes(content)
+
+    load_or_one_line({}, file)
+
+
+@given(key=st.sampled_from(KEYS), value=st.text(st.characters()) | FORMATS)
+def test_any_value_is_a_setting_or_one_line(key: str, value: str) -> None:
+    found = load_or_one_line({f"BUTTERVOLUME_{key}": value}, Path("/nonexistent"))
+
+    if found is not None and key == "DTFORMAT":
+        moment = datetime(2026, 11, 26, 12, 34, 56, 789)
+        text = moment.strftime(found.dtformat)
+        back = datetime.strptime(text, found.dtformat)
+        assert back.replace(microsecond=0) == moment.replace(microsecond=0)
+        assert not set("/@\0") & set(text)
+
+
+@given(dtformat=FORMATS)
+def test_any_date_format_is_good_or_told(dtformat: str) -> None:
+    load_or_one_line({"BUTTERVOLUME_DTFORMAT": dtformat}, Path("/nonexistent"))
+
+
+@pytest.mark.parametrize("dtformat", ["%Y-%m-%dT%H:%M:%S %Y", "%d%d%Y%m%H%M%S", "%Y%m%d%T%H%M%S"])
+def test_a_repeated_directive_is_told(file: Path, dtformat: str) -> None:
+    with pytest.raises(ConfigError, match="DTFORMAT"):
+        load(file, f"DTFORMAT = {dtformat}")
+
+
+@pytest.mark.parametrize("key", ["VOLUMES_PATH", "SNAPSHOTS_PATH", "SCHEDULE", "RUNPATH"])
+@pytest.mark.parametrize("value", ["/a/" + "x" * 256, "/" + "ü" * 128, "/x" * 2500])
+def test_a_path_that_no_file_can_have_is_told(file: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="255 in each part"):
+        load(file, f"{key} = {value}")
