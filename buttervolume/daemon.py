@@ -22,6 +22,7 @@ from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.doctor import Doctor
 from buttervolume.report.misplaced import misplaced
 from buttervolume.report.notices import Apprise, Notifier
 from buttervolume.report.observer import Observer
@@ -99,6 +100,7 @@ def _serve(config: Config) -> None:
             scheduler=scheduler,
             observer=observer,
             meter=Meter(volumes, catalog),
+            doctor=Doctor(volumes, catalog, observer, config.warnings, config.ssh_port),
             notifier=Notifier(
                 observer.report,
                 apprise,

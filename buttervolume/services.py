@@ -7,6 +7,7 @@ from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.history import History
 from buttervolume.jobs.schedule import Schedule
 from buttervolume.jobs.scheduler import Scheduler
+from buttervolume.report.doctor import Doctor
 from buttervolume.report.notices import Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.store.catalog import Catalog
@@ -33,4 +34,5 @@ class Services:
     observer: Observer
     notifier: Notifier
     meter: Meter
+    doctor: Doctor
     history: History

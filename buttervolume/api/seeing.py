@@ -11,6 +11,7 @@ from buttervolume.names import check_volume_reference
 from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.system import btrfs
+from buttervolume.words import shortened
 
 MOST_RUNS = 10_000
 """How many runs one answer has at most; some megabytes."""
@@ -74,6 +75,26 @@ def measure(services: Services, body: Body) -> Answer:
     }
 
 
+def examine(services: Services, body: Body) -> Answer:
+    """What is wrong here, or with other hosts as seen from here, and what to do."""
+    hosts = () if body.get("Hosts") is None else body.texts("Hosts")
+    found = [("", finding) for finding in services.doctor.here()] if not hosts else []
+    for host in hosts:
+        found += [(host, finding) for finding in services.doctor.host(host)]
+    return {
+        "Findings": [
+            {
+                "Host": host or None,
+                "Check": finding.check,
+                "Level": finding.level,
+                "Message": shortened(finding.message),
+                "Advice": finding.advice,
+            }
+            for host, finding in found
+        ]
+    }
+
+
 def notify(services: Services, body: Body) -> Answer:
     """Send a notice, to see whether it arrives."""
     if not body.flag("Test"):
@@ -114,5 +135,6 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Log", log, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Volume.List", list_volumes, methods=_READ),
     Endpoint("VolumeDriver.Usage", measure, Lane.TRANSFER, methods=_READ),
+    Endpoint("VolumeDriver.Doctor", examine, Lane.TRANSFER, on_volumes=False),
     Endpoint("VolumeDriver.Notify", notify, on_volumes=False),
 )

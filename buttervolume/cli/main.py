@@ -235,6 +235,12 @@ def _usage(call: Call, arguments: argparse.Namespace) -> list[str]:
     return seeing.usage(call, arguments)
 
 
+def _doctor(call: Call, arguments: argparse.Namespace) -> Outcome:
+    from buttervolume.cli import seeing
+
+    return Outcome(*seeing.doctor(call, arguments))
+
+
 def _notify(call: Call, arguments: argparse.Namespace) -> list[str]:
     call("VolumeDriver.Notify", Test=arguments.test)
     return []
@@ -274,6 +280,7 @@ _BY_DAEMON = {
     "notify": _notify,
     "volumes": _volumes,
     "usage": _usage,
+    "doctor": _doctor,
 }
 
 

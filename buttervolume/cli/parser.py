@@ -300,6 +300,16 @@ def build_parser() -> Parser:
     )
     _add_json(command)
     command.add_argument("volume", nargs="?")
+
+    command = add(
+        "doctor",
+        "Look for what goes wrong in practice, here or with other hosts, and say what to do",
+        "doctor",
+        "doctor backup.example.org",
+        details="Exits with 1 if anything is bad.",
+    )
+    _add_json(command)
+    command.add_argument("host", nargs="*")
     return parser
 
 

@@ -14,6 +14,7 @@ from buttervolume.cli.printing import (
     line,
     table,
 )
+from buttervolume.errors import NoDaemon
 
 Call = Callable[..., dict[str, Any]]
 
@@ -177,6 +178,40 @@ def _with_progress(names: list[str]) -> Iterable[str]:
     from tqdm import tqdm
 
     return tqdm(names, unit="volume", leave=False)
+
+
+_LEVELS = {"good": Colour.GOOD, "note": Colour.PLAIN, "bad": Colour.BAD}
+
+
+def doctor(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
+    """What `doctor` prints, and whether nothing is bad."""
+    try:
+        answer = call("VolumeDriver.Doctor", Hosts=arguments.host or None)
+        findings: list[dict[str, Any]] = answer["Findings"]
+    except NoDaemon as error:
+        findings = [_finding("daemon", "bad", error.reason, "its log says why it does not run")]
+    if not arguments.host:
+        from buttervolume.report.doctor import docker
+        from buttervolume.system import command
+
+        for each in docker(command.run):
+            findings.append(_finding(each.check, each.level, each.message, each.advice))
+    is_well = all(finding["Level"] != "bad" for finding in findings)
+    if arguments.json:
+        return as_json({"Findings": findings}), is_well
+    rows: list[list[str | Cell]] = [
+        [
+            Cell(finding["Level"], _LEVELS.get(finding["Level"], Colour.PLAIN)),
+            f"{finding['Host'] or ''} {finding['Check']}".strip(),
+            f"{finding['Message']}{': ' if finding['Advice'] else ''}{finding['Advice']}",
+        ]
+        for finding in findings
+    ]
+    return table(["", "CHECK", "FOUND"], rows), is_well
+
+
+def _finding(check: str, level: str, message: str, advice: str) -> dict[str, Any]:
+    return {"Host": None, "Check": check, "Level": level, "Message": message, "Advice": advice}
 
 
 def age(moment: str | None, now: datetime) -> str:

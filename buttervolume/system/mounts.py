@@ -78,6 +78,17 @@ def point_of(path: Path) -> str:
     return max((point for point in points if wanted.is_relative_to(point)), key=len)
 
 
+def options_of(path: Path) -> list[str]:
+    """The options of the mount that shows this path, which has no links in it. Raises OSError."""
+    point = point_of(path)
+    found: list[str] = []
+    for line in _read(Path("/proc/self/mountinfo")).split(b"\n"):
+        fields = line.split(b" ")
+        if len(fields) > 6 and _text(fields[4]) == point:
+            found = [*_text(fields[5]).split(","), *_text(fields[-1]).split(",")]
+    return found
+
+
 def users(path: Path) -> list[User]:
     """Who has a directory, or anything below it, mounted, such as a container: one process for
     each mount namespace.
