@@ -1,0 +1,187 @@
+"""`buttervolume peer` over pipes: what it says, and how it ends. It needs no daemon."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from buttervolume import config
+from buttervolume.hosts.guard import Guard
+from buttervolume.hosts.peer import SILENCE, Peer
+from buttervolume.names import receiving_note
+from tests.btrfs.harness import Place, btrfs, entries, subvolume
+
+ONE, TWO = "db@2026-11-26T10:00:00.000000", "db@2026-11-26T11:00:00.000000"
+PUSH = Guard(frozenset(["push"]))
+
+
+class Talk:
+    """A session in a thread, over two pipes."""
+
+    def __init__(self, place: Place, guard: Guard | None = None, silence: float = 20) -> None:
+        environ = {
+            "BUTTERVOLUME_VOLUMES_PATH": str(place.volumes),
+            "BUTTERVOLUME_SNAPSHOTS_PATH": str(place.snapshots),
+            "BUTTERVOLUME_NODE": "beta",
+        }
+        self._stdin, self.into = os.pipe()
+        self.out, self._stdout = os.pipe()
+        settings = config.load(environ, Path("/nonexistent"))
+        self._peer = Peer(settings, guard or Guard(), self._stdin, self._stdout, silence)
+        self.ended_well: bool | None = None
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.ended_well = self._peer.serve()
+        finally:
+            os.close(self._stdout)
+
+    def say(self, **request: object) -> None:
+        os.write(self.into, json.dumps(request).encode() + b"\n")
+
+    def hang_up(self) -> None:
+        os.close(self.into)
+
+    def wait(self) -> None:
+        self._thread.join(20)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Everything it says until it ends."""
+        with os.fdopen(self.out, "rb") as file:
+            said = [json.loads(line) for line in file]
+        self.wait()
+        return said
+
+
+@pytest.fixture
+def snapshots(place: Place) -> Path:
+    """The directory of the snapshots, with one and its volume."""
+    subvolume(place.volumes / "db", {"file": "text"})
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", place.snapshots / ONE)
+    return place.snapshots
+
+
+def test_it_says_first_what_it_can(place: Place) -> None:
+    talk = Talk(place, PUSH)
+    talk.hang_up()
+
+    (greeting,) = talk.answers()
+
+    assert greeting.pop("time") == pytest.approx(time.time(), abs=60)
+    assert greeting == {
+        "buttervolume": 1,
+        "node": "beta",
+        "verbs": ["discard", "look", "receive"],
+        "stream": 2,
+    }
+    assert talk.ended_well
+
+
+def test_requests_are_answered_in_their_order_without_waiting(
+    place: Place, snapshots: Path
+) -> None:
+    talk = Talk(place)
+    for volume in ("db", "none", "db"):
+        talk.say(do="look", volume=volume)
+    talk.hang_up()
+
+    looks = talk.answers()[1:]
+
+    assert [[s["name"] for s in look["snapshots"]] for look in looks] == [[ONE], [], [ONE]]
+
+
+def test_a_look_tells_what_is_not_whole_and_who_else_passes_for_a_snapshot(
+    place: Place, snapshots: Path
+) -> None:
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", snapshots / TWO)
+    (snapshots / receiving_note(TWO)).write_text(f"gamma\n{TWO}\n")
+    (snapshots / "db@link").symlink_to(snapshots / ONE)
+    subvolume(snapshots / "dbase@2026")
+    talk = Talk(place)
+    talk.say(do="look", volume="db")
+    talk.hang_up()
+
+    look = talk.answers()[1]
+
+    found = {one["name"]: one for one in look["snapshots"]}
+    assert sorted(found) == [ONE, TWO]
+    assert (found[ONE]["receiving"], found[TWO]["receiving"]) == (None, "gamma")
+    assert look["strangers"] == []
+    assert not look["bound"]
+
+
+def test_who_says_nothing_has_no_session_any_more(place: Place) -> None:
+    started = time.monotonic()
+    talk = Talk(place, silence=0.5)
+
+    last = talk.answers()[-1]
+
+    assert last["code"] == "PeerSilent"
+    assert time.monotonic() - started < 10
+    assert not talk.ended_well
+
+
+def test_by_default_that_takes_a_minute() -> None:
+    assert SILENCE == 60
+
+
+def test_who_does_not_listen_has_no_session_any_more(place: Place, snapshots: Path) -> None:
+    talk = Talk(place, silence=0.5)
+    try:
+        for _ in range(400):  # as many answers as no pipe holds
+            talk.say(do="look", volume="db")
+    except BrokenPipeError:
+        pass
+
+    talk.wait()
+
+    assert talk.ended_well is False
+    os.close(talk.out)
+
+
+def test_an_error_does_not_end_a_session_unless_a_stream_would_follow(
+    place: Place, snapshots: Path
+) -> None:
+    talk = Talk(place)
+    talk.say(do="nonsense")
+    talk.say(do="send", name="db@1999")
+    talk.say(do="look", volume="../db")
+    talk.say(do="hello", node="alpha")
+    talk.say(do="receive", name=ONE, uuid=str(uuid4()), ctransid=1)
+    talk.say(do="look", volume="db")
+    talk.hang_up()
+
+    codes = [answer["code"] for answer in talk.answers()[1:]]
+
+    assert codes == ["NotAllowed", "NoSuchSnapshot", "BadName", "CopyInTheWay"]
+    assert entries(snapshots) == [ONE]
+
+
+def test_who_has_no_name_sends_nothing(place: Place, snapshots: Path) -> None:
+    talk = Talk(place)
+    talk.say(do="receive", name=TWO, uuid=str(uuid4()), ctransid=1)
+    talk.hang_up()
+
+    assert talk.answers()[1]["code"] == "BadName"
+    assert entries(snapshots) == [ONE]
+
+
+def test_what_has_arrived_is_marked_and_the_earlier_mark_goes(
+    place: Place, snapshots: Path
+) -> None:
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", snapshots / TWO)
+    talk = Talk(place)
+    talk.say(do="hello", node="backup")
+    talk.say(do="received", name=ONE)
+    talk.say(do="received", name=TWO)
+    talk.hang_up()
+
+    assert talk.answers()[1:] == [{"marked": ONE}, {"marked": TWO}]
+    assert entries(snapshots) == [ONE, TWO, f"{TWO}@backup"]
