@@ -48,8 +48,8 @@ def get(services: Services, body: Body) -> Answer:
     if volume.copy_on_write is not None:
         status["CopyOnWrite"] = volume.copy_on_write
     try:
-        summary = services.catalog.summary(volume.name)
-        status |= {"Snapshots": summary.count, "LastSnapshot": summary.latest}
+        if (summary := services.catalog.glance(volume.name)) is not None:
+            status |= {"Snapshots": summary.count, "LastSnapshot": summary.latest}
     except OSError as error:
         logging.getLogger(__name__).warning("%s: cannot list its snapshots: %s", volume.name, error)
     answer: Answer = {

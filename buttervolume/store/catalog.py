@@ -6,8 +6,10 @@ only that is looked at.
 
 import logging
 import os
+import re
 import threading
 import time
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,6 +34,11 @@ from buttervolume.system.watch import Watch
 
 FUTURE = timedelta(hours=1)
 """A date that is further ahead than this is one of the future: of a clock that was wrong."""
+_LARGE = 1 << 17
+"""Size of a directory, on BTRFS twice the length of all names in it, that takes long to read for
+the first time: some thousand snapshots."""
+_ISO_FORMAT = "%Y-%m-%dT%H:%M:%S.%f"
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 LATEST = "latest"
 """What may stand for the date in a snapshot's name."""
 
@@ -82,27 +89,126 @@ class _Entry:
             return False
         return abs(self.taken - self.created) <= FUTURE
 
+    def is_from_the_future(self, now: datetime) -> bool:
+        """Whether it was received, and has a date that cannot be believed yet."""
+        return self.is_received and self.taken is not None and self.taken > now + FUTURE
+
 
 class _OfVolume:
-    """The entries of one volume."""
+    """The entries of one volume. What was asked of it is kept until something changes."""
 
     def __init__(self) -> None:
         self.whole: dict[str, _Entry] = {}
         self.incomplete: dict[str, SnapshotName] = {}
         self.unreadable: dict[str, SnapshotName] = {}
-        self.sorted: tuple[Snapshot, ...] | None = None
+        self._sorted: list[Snapshot] | None = None
         """The snapshots that are whole, once somebody has asked for them."""
+        self._listing: Listing | None = None
+        self._newest: _Newest | None = None
+
+    def put(self, entry: _Entry) -> None:
+        """Add one that is whole, and is not there."""
+        self.whole[str(entry.snapshot.name)] = entry
+        if self._sorted is not None:
+            insort(self._sorted, entry.snapshot, key=_by_moment)
+        if self._newest is not None and not entry.snapshot.name.is_marker:
+            self._newest = self._newest.with_one_more(entry)
+        self._listing = None
+
+    def drop(self, name: str) -> None:
+        """Forget one, whatever it was."""
+        entry = self.whole.pop(name, None)
+        if entry is not None and self._sorted is not None:
+            at = bisect_left(self._sorted, _by_moment(entry.snapshot), key=_by_moment)
+            del self._sorted[at]  # no two are equal
+        if entry is not None and self._newest is not None and not entry.snapshot.name.is_marker:
+            self._newest = self._newest.with_one_less(entry)
+        self.incomplete.pop(name, None)
+        self.unreadable.pop(name, None)
+        self._listing = None
 
     def listing(self) -> Listing:
         """All of them, in order."""
-        if self.sorted is None:
+        if self._sorted is None:
             snapshots = (entry.snapshot for entry in self.whole.values())
-            self.sorted = tuple(sorted(snapshots, key=_by_moment))
-        return Listing(
-            self.sorted,
-            tuple(sorted(self.incomplete.values(), key=str)),
-            tuple(sorted(self.unreadable.values(), key=str)),
+            self._sorted = sorted(snapshots, key=_by_moment)
+        if self._listing is None:
+            self._listing = Listing(
+                tuple(self._sorted),
+                tuple(sorted(self.incomplete.values(), key=str)),
+                tuple(sorted(self.unreadable.values(), key=str)),
+            )
+        return self._listing
+
+    def summary(self, now: datetime) -> Summary:
+        """How many there are, and which is the latest."""
+        newest = self._newest
+        if newest is None:
+            found = [e for e in self.whole.values() if not e.snapshot.name.is_marker]
+            newest = _newest(found, now)
+            if not any(entry.is_from_the_future(now) for entry in found):  # else time changes it
+                self._newest = newest
+        latest = newest.latest()
+        return Summary(newest.count, None if latest is None else str(latest.snapshot.name))
+
+
+@dataclass(frozen=True)
+class _Newest:
+    """Of some snapshots, how many they are and the newest of each kind that can be the latest."""
+
+    count: int
+    own: _Entry | None
+    """Of those that were made and named here, which came in the order of their transactions,
+    whatever the clock said."""
+    other: _Entry | None
+    """Of the others, by date."""
+
+    def latest(self) -> _Entry | None:
+        """The latest of all: between the two kinds the date decides."""
+        if self.own is None or self.other is None:
+            return self.own or self.other
+        return self.other if _date(self.other) > _date(self.own) else self.own
+
+    def with_one_more(self, entry: _Entry) -> "_Newest | None":
+        """The same with another one; None if that must be found out anew."""
+        if entry.is_received:  # it may be from the future
+            return None
+        one = _newest([entry], entry.taken or datetime.min)
+        own, other = (self.own, one.own), (self.other, one.other)
+        return _Newest(
+            self.count + 1,
+            max(filter(None, own), key=_order_made, default=None),
+            max(filter(None, other), key=_date, default=None),
         )
+
+    def with_one_less(self, entry: _Entry) -> "_Newest | None":
+        """The same without one of them; None if that must be found out anew."""
+        if entry in (self.own, self.other):
+            return None
+        return _Newest(self.count - 1, self.own, self.other)
+
+
+def _newest(entries: Iterable[_Entry], now: datetime) -> _Newest:
+    """Count snapshots, and find the newest. A backup is never meant by the latest, nor is one that
+    was received and has a date in the future, which cannot be believed."""
+    count, possible = 0, list[_Entry]()
+    for entry in entries:
+        count += 1
+        if entry.taken is not None and not entry.is_backup and not entry.is_from_the_future(now):
+            possible.append(entry)
+    own = [entry for entry in possible if entry.is_own]
+    others = [entry for entry in possible if not entry.is_own]
+    return _Newest(
+        count, max(own, key=_order_made, default=None), max(others, key=_date, default=None)
+    )
+
+
+def _date(entry: _Entry) -> datetime:
+    return entry.taken or datetime.min
+
+
+def _order_made(entry: _Entry) -> tuple[int, datetime]:
+    return entry.created_in, _date(entry)
 
 
 def _by_moment(snapshot: Snapshot) -> tuple[datetime, str, str]:
@@ -132,6 +238,8 @@ class Catalog:
         """The list of all, until something changes."""
         self._unsettled: dict[str, None] = {}
         """What may become whole, or readable, without a change of the directory."""
+        self._has_read = False
+        self._being_read = threading.Lock()  # held by a thread of `_read_in_background`
         self._watch: Watch | None = None
         self._device = 0
         """That of the directory."""
@@ -147,6 +255,8 @@ class Catalog:
     def moment_of(self, name: SnapshotName) -> datetime | None:
         """The moment that a name's date means; None if it does not fit the configured format."""
         try:
+            if self._date_format == _ISO_FORMAT and _ISO.fullmatch(name.date):
+                return datetime.fromisoformat(name.date)  # a tenth of the time
             return datetime.strptime(name.date, self._date_format)
         except ValueError:
             return None
@@ -234,14 +344,34 @@ class Catalog:
         return self._volumes.get(volume) or _OfVolume()
 
     def summary(self, volume: str) -> Summary:
-        """How many snapshots a volume has, and which is the latest. Costs the same for any number
-        of snapshots of others."""
+        """How many snapshots a volume has, and which is the latest. It costs as much as what has
+        changed since the last look."""
         with self._guard:
             self._refresh()
-            entries = [*self._of(volume).whole.values()]
-        found = [entry for entry in entries if not entry.snapshot.name.is_marker]
-        latest = _latest(found, self._now())
-        return Summary(len(found), None if latest is None else str(latest.snapshot.name))
+            return self._of(volume).summary(self._now())
+
+    def glance(self, volume: str) -> Summary | None:
+        """The summary of a volume, if it can be had soon: None while the directory is read, where
+        that takes long. Raises OSError."""
+        if not self._has_read and os.stat(self.path).st_size > _LARGE:
+            self._read_in_background()
+            return None
+        return self.summary(volume)
+
+    def _read_in_background(self) -> None:
+        """Let one thread read the directory; who can do without goes on meanwhile."""
+
+        def read() -> None:
+            try:
+                with self._guard:
+                    self._refresh()
+            except OSError as error:
+                logging.getLogger(__name__).warning("cannot list the snapshots: %s", error)
+            finally:
+                self._being_read.release()
+
+        if self._being_read.acquire(blocking=False):
+            threading.Thread(target=read, name="catalog", daemon=True).start()
 
     def latest(self, volume: str, until: datetime | None = None) -> SnapshotName:
         """The latest snapshot of a volume, or the latest that is not later than a moment; a marker
@@ -254,7 +384,7 @@ class Catalog:
             for entry in self._entries(volume)
             if until is None or (entry.taken is not None and entry.taken <= until)
         ]
-        latest = _latest(entries, self._now())
+        latest = _newest(entries, self._now()).latest()
         if latest is None:
             raise NoSnapshots(volume, until)
         same = [entry.snapshot.name for entry in entries if entry.taken == latest.taken]
@@ -381,10 +511,10 @@ class Catalog:
                 self._look(entry.name, complained)
             else:
                 self._put(before)
+        self._has_read = True
 
     def _put(self, entry: _Entry) -> None:
-        name = entry.snapshot.name
-        self._volumes.setdefault(name.volume, _OfVolume()).whole[str(name)] = entry
+        self._volumes.setdefault(entry.snapshot.name.volume, _OfVolume()).put(entry)
 
     def _look(self, name: str, complained: frozenset[str] = frozenset()) -> None:
         """Look at one entry of the directory, whatever it is and was."""
@@ -400,9 +530,9 @@ class Catalog:
             return
         was_unsettled = name in self._unsettled or name in complained
         volume = self._volumes.setdefault(parsed.volume, _OfVolume())
-        for kind in (volume.whole, volume.incomplete, volume.unreadable, self._unsettled):
-            kind.pop(name, None)
-        volume.sorted = self._everything = None
+        volume.drop(name)
+        self._unsettled.pop(name, None)
+        self._everything = None
         try:
             entry = self._entry(parsed)
         except (FileNotFoundError, NotADirectoryError):  # removed, or no directory
@@ -417,7 +547,7 @@ class Catalog:
                 volume.incomplete[name] = parsed
                 self._unsettled[name] = None
             else:
-                volume.whole[name] = entry
+                volume.put(entry)
         if not (volume.whole or volume.incomplete or volume.unreadable):
             del self._volumes[parsed.volume]
 
@@ -449,30 +579,3 @@ class Catalog:
             return True
         except OSError:
             return False  # as before
-
-
-def _latest(entries: Iterable[_Entry], now: datetime) -> _Entry | None:
-    """The latest of a volume's snapshots; a backup is never meant.
-
-    Those that were made and named here came in the order of their transactions, whatever the clock
-    said. Between them and others, and among others, the date decides; one that was received and has
-    a date in the future has none that can be believed.
-    """
-    possible = [
-        entry
-        for entry in entries
-        if entry.taken is not None
-        and not entry.is_backup
-        and not (entry.is_received and entry.taken > now + FUTURE)
-    ]
-    own = [entry for entry in possible if entry.is_own]
-    others = [entry for entry in possible if not entry.is_own]
-    last_own = max(own, key=lambda entry: (entry.created_in, _date(entry)), default=None)
-    last_other = max(others, key=_date, default=None)
-    if last_own is None or last_other is None:
-        return last_own or last_other
-    return last_other if _date(last_other) > _date(last_own) else last_own
-
-
-def _date(entry: _Entry) -> datetime:
-    return entry.taken or datetime.min

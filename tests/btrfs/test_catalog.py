@@ -2,14 +2,16 @@
 
 import os
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from buttervolume.names import RECEIVING
-from buttervolume.store.catalog import Catalog
+from buttervolume.store.catalog import Catalog, Summary
 from tests.btrfs.harness import DATE_FORMAT, Store, btrfs, subvolume
+from tests.support.wait import wait_until
 
 CHANGES = 120
 BIG = 300
@@ -121,7 +123,7 @@ def test_after_whatever_others_do_it_is_as_at_a_first_look(
         assert listing == expected, number
         for volume in ("db", "web", "none"):
             assert catalog.list(volume) == fresh(store).list(volume)
-            assert catalog.summary(volume) == fresh(store).summary(volume)
+            assert catalog.glance(volume) == fresh(store).summary(volume)
 
 
 def test_what_we_remove_is_gone_without_another_look(store_with_volume: Store) -> None:
@@ -149,3 +151,30 @@ def test_many_at_once_are_found_as_one_by_one(store_with_volume: Store) -> None:
 
     assert [s.name.date for s in listing.snapshots] == [d for d in dates if d != dates[7]]
     assert [name.date for name in listing.incomplete] == [dates[7], "2026-01-02T00:00:00.000000"]
+
+
+def test_a_glance_does_not_wait_for_the_first_look(
+    store_with_volume: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_with_volume
+    name = "db@2026-01-01T00:00:00.000000"
+    take(store, name)
+    monkeypatch.setattr("buttervolume.store.catalog._LARGE", 0)
+    reading, go_on = threading.Event(), threading.Event()
+    scan = os.scandir
+
+    def slow_scan(path: Path) -> Iterator[os.DirEntry[str]]:
+        reading.set()
+        assert go_on.wait(10)
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", slow_scan)
+
+    assert store.catalog.glance("db") is None
+    assert reading.wait(10)
+    assert store.catalog.glance("db") is None
+    go_on.set()
+
+    wait_until(lambda: store.catalog.glance("db") == Summary(1, name))
+    store.snapshots.remove(name)
+    assert store.catalog.glance("db") == Summary(0, None)
