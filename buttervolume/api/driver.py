@@ -30,11 +30,11 @@ def create(services: Services, body: Body) -> Answer:
     options = parse_options(others, also_valid=USAGES)
     names.check_volume_reference(name)
     is_there = services.volumes.exists(name)
-    with services.schedule.adding(jobs):
+    with services.schedule.adding(jobs) as added:
         made = services.contents.create(name, options)
     if made.left_out:
         return {"Warning": f"nested subvolumes are not included: {enumerated(made.left_out)}"}
-    return Unchanged() if is_there and not jobs else {}
+    return Unchanged() if is_there and not added else {}
 
 
 def get(services: Services, body: Body) -> Answer:

@@ -301,9 +301,10 @@ class Schedule:
             return bool(meant)
 
     @contextmanager
-    def adding(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Add those jobs that are not there, in one write, for what the block makes; if the block
-        fails, they go again. A row that is there stays as it is. Raises OperationFailed."""
+    def adding(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        """Add those jobs that are not there, in one write, for what the block makes, and let it
+        know them; if it fails, they go again. A row that is there stays as it is. Raises
+        OperationFailed."""
         with self._guard:
             contents = self._read()
             known = {(job.volume, job.action) for job in contents.jobs}
@@ -311,7 +312,7 @@ class Schedule:
             if new:
                 self._save(contents, _appended([line.text for line in contents.lines], new))
         try:
-            yield
+            yield new
         except BaseException:
             for job in new:
                 self._change(job.volume, job.action, lambda line: None)

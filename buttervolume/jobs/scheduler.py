@@ -230,8 +230,10 @@ class Scheduler:
         self._look_at(key, start)
 
     def _look_at(self, key: str, moment: datetime) -> None:
-        """Look at a job at a moment."""
-        heapq.heappush(self._due, (moment, self._places[key], key))
+        """Look at a job at a moment, if it is still one that runs."""
+        job = self._jobs.get(key)
+        if job is not None and job.active and key not in self._waiting:
+            heapq.heappush(self._due, (moment, self._places[key], key))
 
     def _hand_out(self, job: Job, now: datetime) -> None:
         """Give a job to its workers, or let it wait until no other of its kind works there."""
@@ -275,7 +277,10 @@ class Scheduler:
         contents = self._schedule.read()
         if contents is decided_on:
             return True
-        return not contents.paused and job in resolve(contents.jobs, self._names)
+        with self._changed:
+            if contents is not self._contents:
+                self._plan(contents, self._names, self._now())
+            return not contents.paused and self._jobs.get(job.key) == job
 
     def run_now(self, volume: str, action: str) -> Done:
         """Run a job at once, in this thread, and return what it did.
@@ -361,19 +366,28 @@ class Scheduler:
             del self._running[job.key]
             self._changed.notify_all()
             if job.task.alone:
-                waiting = self._alone[_place(job)]
-                if waiting:
-                    self._give_to_workers(waiting.popleft())
-                else:
-                    del self._alone[_place(job)]
+                self._begin_next(_place(job))
+            now = self._now()
             scheduled = self._jobs.get(job.key)
-            if scheduled is not None and scheduled.active and job.key not in self._waiting:
-                now = self._now()
+            if scheduled is not None:
                 if waits:
                     start = min(now + LONGEST_WAIT, scheduled.when.after(now))
                 else:
                     start = may_start(scheduled, self._memories[job.key], now, self._slack)
                 self._look_at(job.key, start)
+
+    def _begin_next(self, place: tuple[str, str]) -> None:
+        """Begin what waited for a job that had to be alone."""
+        waiting = self._alone[place]
+        while waiting:
+            job = waiting.popleft()
+            try:
+                self._give_to_workers(job)
+                return
+            except RuntimeError:  # no thread can begin now; the next round tries again
+                del self._running[job.key]
+                self._look_at(job.key, self._now())
+        del self._alone[place]
 
 
 def _waits(job: Job, error: ButtervolumeError) -> bool:
