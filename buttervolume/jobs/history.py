@@ -139,8 +139,7 @@ class History:
             self._warn(error)
         if old_state is not None and (found := self._take_over(old_state)):
             memories = found | memories
-            for key, memory in found.items():
-                self.remember(key, memory)
+            self.remember(memories)
         with self._changed:
             self._memories = dict(memories)
         self._thread.start()
@@ -176,18 +175,18 @@ class History:
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(_INSERT_RUN, row)
             if memory is not None:
-                _write_memory(connection, job, memory)
+                _write_memories(connection, {job: memory})
 
         if memory is not None:
             with self._changed:
                 self._memories[job] = memory
         self._add(write)
 
-    def remember(self, job: str, memory: Memory) -> None:
-        """Note what is to be remembered of a job."""
+    def remember(self, memories: Mapping[str, Memory]) -> None:
+        """Note what is to be remembered of some jobs, in one step."""
         with self._changed:
-            self._memories[job] = memory
-        self._add(lambda connection: _write_memory(connection, job, memory))
+            self._memories |= memories
+        self._add(lambda connection: _write_memories(connection, memories))
 
     def forget(self, jobs: Sequence[str]) -> None:
         """Remember nothing more of some jobs."""
@@ -284,12 +283,7 @@ class History:
         """Let a new file get the memories that the old one had."""
         with self._changed:
             memories = dict(self._memories)
-
-            def write(connection: sqlite3.Connection) -> None:
-                for job, memory in memories.items():
-                    _write_memory(connection, job, memory)
-
-            self._tasks.appendleft(write)
+            self._tasks.appendleft(lambda connection: _write_memories(connection, memories))
 
     def _warn(self, error: Exception) -> None:
         """Say once that the file cannot be used now."""
@@ -425,8 +419,11 @@ _READ_MEMORIES = """SELECT
     FROM memories"""
 
 
-def _write_memory(connection: sqlite3.Connection, job: str, memory: Memory) -> None:
-    connection.execute(_INSERT_MEMORY, tuple(map(_to_database, (job, *astuple(memory)))))
+def _write_memories(connection: sqlite3.Connection, memories: Mapping[str, Memory]) -> None:
+    connection.executemany(
+        _INSERT_MEMORY,
+        (tuple(map(_to_database, (job, *astuple(memory)))) for job, memory in memories.items()),
+    )
 
 
 def _read_memories(connection: sqlite3.Connection) -> dict[str, Memory]:

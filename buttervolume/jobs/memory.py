@@ -81,15 +81,12 @@ def settle(memory: Memory, now: datetime) -> Memory:
     """Take a time in the future, left by a clock that was set back, for now: the job then waits
     for one period, instead of for as long as the clock was wrong."""
 
-    def bounded(moment: datetime | None) -> datetime | None:
-        return None if moment is None else min(moment, now)
-
+    moments = (memory.last_success, memory.first_failure, memory.last_failure, memory.since)
+    if not any(moment is not None and moment > now for moment in moments):
+        return memory
+    success, first, last, since = (None if m is None else min(m, now) for m in moments)
     return replace(
-        memory,
-        last_success=bounded(memory.last_success),
-        first_failure=bounded(memory.first_failure),
-        last_failure=bounded(memory.last_failure),
-        since=bounded(memory.since),
+        memory, last_success=success, first_failure=first, last_failure=last, since=since
     )
 
 

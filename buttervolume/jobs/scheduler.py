@@ -194,12 +194,13 @@ class Scheduler:
                 del self._memories[key]
             if gone:
                 self._history.forget(gone)
-        for key, job in jobs.items():
-            before = self._memories.get(key)
-            memory = settle(known(before, job, now), now)
-            if memory != before:
-                self._memories[key] = memory
-                self._history.remember(key, memory)
+        memories = {
+            key: settle(known(self._memories.get(key), job, now), now) for key, job in jobs.items()
+        }
+        new = {k: each for k, each in memories.items() if each is not self._memories.get(k)}
+        self._memories |= new
+        if new:
+            self._history.remember(new)
         existing = frozenset(names)
         self._waiting = frozenset(
             key for key, job in jobs.items() if job.task.needs_volume and job.volume not in existing

@@ -138,8 +138,7 @@ def test_whatever_is_recorded_and_remembered_comes_back(
     diary.open()
     for each in runs:
         diary.history.record(each)
-    for key, memory in memories.items():
-        diary.history.remember(key, memory)
+    diary.history.remember(memories)
 
     assert diary.reopen() == memories
     assert diary.found() == runs
@@ -162,8 +161,8 @@ def test_a_run_and_what_is_remembered_of_it_come_together(diary: Diary) -> None:
     memory = failed(succeeded(Memory(when="60", since=NOON), NOON, "db@1"), NOON + HOUR, "no disk")
 
     diary.history.record(run(1), "snapshot db", memory)
-    diary.history.remember("snapshot web", Memory(when="5"))
-    diary.history.remember("snapshot gone", Memory(when="5"))
+    diary.history.remember({"snapshot web": Memory(when="5")})
+    diary.history.remember({"snapshot gone": Memory(when="5")})
     diary.history.forget(["snapshot gone"])
 
     assert diary.reopen() == {"snapshot db": memory, "snapshot web": Memory(when="5")}
@@ -288,7 +287,7 @@ def test_a_database_that_breaks_while_it_is_used_loses_no_memory(
     diary: Diary, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary.open()
-    diary.history.remember("snapshot db", Memory(NOON))
+    diary.history.remember({"snapshot db": Memory(NOON)})
     diary.history.flush()
 
     def break_it(connection: sqlite3.Connection) -> None:
@@ -461,13 +460,13 @@ def test_the_state_file_of_earlier_versions_is_taken_over_once(diary: Diary) -> 
 
     assert memory == Memory(NOON, "x", 2, NOON, NOON)
     assert not diary.state.exists()
-    diary.history.remember("snapshot db", Memory(NOON + HOUR))
+    diary.history.remember({"snapshot db": Memory(NOON + HOUR)})
     assert diary.reopen() == {"snapshot db": Memory(NOON + HOUR)}
 
 
 def test_what_is_in_the_database_counts_more_than_an_old_state_file(diary: Diary) -> None:
     diary.open()
-    diary.history.remember("snapshot db", Memory(NOON + HOUR))
+    diary.history.remember({"snapshot db": Memory(NOON + HOUR)})
     diary.close()
     diary.state.write_bytes(entry())
 
