@@ -8,7 +8,6 @@ is put aside.
 import json
 import logging
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -19,9 +18,9 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from buttervolume import ages
 from buttervolume.errors import BadMoment, OperationFailed
 from buttervolume.jobs.memory import Memory
-from buttervolume.store.retention import UNITS
 from buttervolume.system import files
 
 KEPT_FOR = timedelta(days=90)
@@ -364,10 +363,9 @@ class History:
 def parse_since(text: str, now: datetime) -> datetime:
     """Understand how far back to look: an age such as `2d`, or a date, local unless it says
     otherwise. Raises BadMoment."""
-    age = re.fullmatch(r"([0-9]{1,9})([mhdwy])", text)
+    with suppress(ValueError):
+        return max(_EPOCH, now - ages.parse(text))
     try:
-        if age:
-            return max(_EPOCH, now - int(age[1]) * UNITS[age[2]])
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise BadMoment(text) from error

@@ -6,16 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+from buttervolume.ages import UNITS
 from buttervolume.errors import BadPattern
 from buttervolume.names import Snapshot, SnapshotName
 
-UNITS = {
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-    "y": timedelta(days=365),
-}
 _EPOCH = datetime(1970, 1, 1)
 _UNITS_IN_WORDS = {"1m": "minute", "1h": "hour", "1d": "day", "1w": "week", "1y": "year"}
 
