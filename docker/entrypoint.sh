@@ -82,6 +82,8 @@ serve_ssh() {
         -o DisableForwarding=yes \
         -o PermitTTY=no \
         -o PermitUserRC=no \
+        -o LoginGraceTime=20 \
+        -o PerSourceMaxStartups=10 \
         -o ClientAliveInterval=15 \
         -o ClientAliveCountMax=4 \
         -o PidFile=none

@@ -59,8 +59,11 @@ def remove_snapshot(services: Services, body: Body) -> Answer:
 
 def restore(services: Services, body: Body) -> Answer:
     """Give a volume the content of a snapshot."""
+    name, origin = body.text("Name"), body.optional_text("From")
+    if origin is not None:
+        name = services.replication.receive(name, origin)
     restored = services.contents.restore(
-        body.text("Name"),
+        name,
         body.optional_text("Target"),
         force=body.flag("Force"),
         undo=body.flag("Undo"),
@@ -84,9 +87,25 @@ def clone(services: Services, body: Body) -> Answer:
 
 def send(services: Services, body: Body) -> Answer:
     """Send a snapshot to another host."""
-    name, host = body.text("Name"), body.text("Host")
-    sent = services.replication.send(services.catalog.resolve(name), host, force=body.flag("Force"))
-    return {"Warning": sent.warning} if sent.warning else {}
+    name, host, force = body.text("Name"), body.text("Host"), body.flag("Force")
+    if body.flag("All"):
+        all_sent = services.replication.send_all(name, host, force=force)
+        names = [sent.snapshot for sent in all_sent]
+        return {"Snapshots": names, **_joined([*dict.fromkeys(sent.warning for sent in all_sent)])}
+    sent = services.replication.send(services.catalog.resolve(name), host, force=force)
+    return {"Snapshot": sent.snapshot, **_joined([sent.warning])}
+
+
+def receive(services: Services, body: Body) -> Answer:
+    """Receive a snapshot, or the newest of a volume, from another host."""
+    return {"Snapshot": services.replication.receive(body.text("Name"), body.text("Host"))}
+
+
+def replicate(services: Services, body: Body) -> Answer:
+    """Do what a replicate job does."""
+    name, host, force = body.text("Name"), body.text("Host"), body.flag("Force")
+    sent = services.replication.replicate_now(name, host, force=force)
+    return {"Snapshot": sent.snapshot, "Created": sent.created, **_joined([sent.warning])}
 
 
 def synchronize(services: Services, body: Body) -> Answer:
@@ -217,6 +236,8 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Clone", clone, changes=True),
     *undo.ENDPOINTS,
     Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),
+    Endpoint("VolumeDriver.Snapshot.Receive", receive, Lane.TRANSFER, changes=True),
+    Endpoint("VolumeDriver.Replicate", replicate, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Volume.Sync", synchronize, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Snapshots.Purge", purge, changes=True),
     Endpoint("VolumeDriver.Schedule", set_job, on_volumes=False, changes=True, runs_job=_is_now),

@@ -102,6 +102,7 @@ def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
         Force=arguments.force,
         Undo=arguments.undo,
         At=arguments.at,
+        From=arguments.origin,
     )
     backup = answer.get("VolumeBackup")
     if "Restored" in answer:  # a daemon before 3.15 does not tell
@@ -138,10 +139,44 @@ def _rm(call: Call, arguments: argparse.Namespace) -> list[str]:
 def _send(call: Call, arguments: argparse.Namespace) -> list[str]:
     from buttervolume.cli.progress import watch
 
-    name, host = arguments.snapshot, arguments.host
-    with watch(call, "send", name.partition("@")[0], [host]) as ticket:
-        call("VolumeDriver.Snapshot.Send", Name=name, Host=host, Ticket=ticket)
-    return []
+    volume = arguments.snapshot.partition("@")[0]
+    with watch(call, "send", volume, [arguments.host]) as ticket:
+        answer = call(
+            "VolumeDriver.Snapshot.Send",
+            Name=arguments.snapshot,
+            Host=arguments.host,
+            Force=arguments.force,
+            All=arguments.all,
+            Ticket=ticket,
+        )
+    return list(answer.get("Snapshots", []))
+
+
+def _receive(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli.progress import watch
+
+    with watch(call, "receive", arguments.name.partition("@")[0], [arguments.host]) as ticket:
+        answer = call(
+            "VolumeDriver.Snapshot.Receive",
+            Name=arguments.name,
+            Host=arguments.host,
+            Ticket=ticket,
+        )
+    return [answer["Snapshot"]]
+
+
+def _replicate(call: Call, arguments: argparse.Namespace) -> list[str]:
+    from buttervolume.cli.progress import watch
+
+    with watch(call, "send", arguments.volume, [arguments.host]) as ticket:
+        answer = call(
+            "VolumeDriver.Replicate",
+            Name=arguments.volume,
+            Host=arguments.host,
+            Force=arguments.force,
+            Ticket=ticket,
+        )
+    return [answer["Snapshot"]]
 
 
 def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -270,6 +305,8 @@ _BY_DAEMON = {
     "undelete": _undelete,
     "rm": _rm,
     "send": _send,
+    "receive": _receive,
+    "replicate": _replicate,
     "sync": _sync,
     "purge": _purge,
     "schedule": _schedule,

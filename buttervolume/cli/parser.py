@@ -135,6 +135,12 @@ def build_parser() -> Parser:
         action="store_true",
         help="even if a container uses the volume, or subvolumes nested in it would be lost",
     )
+    command.add_argument(
+        "--from",
+        dest="origin",
+        metavar="HOST",
+        help="receive it from another host first: the snapshot, or the newest of the volume",
+    )
 
     command = add("clone", "Make a new volume with the content of another", "clone db db-test")
     command.add_argument("volume")
@@ -167,10 +173,37 @@ def build_parser() -> Parser:
         "send",
         "Send a snapshot to another host, as changes if it can be",
         "send backup.example.org db@2026-11-23T21:00:00.123456",
+        "send --all backup.example.org db",
         details="ssh uses the port in SSH_PORT (1122). Ctrl-C ends the transfer.",
     )
+    command.add_argument(
+        "--all",
+        action="store_true",
+        help="every snapshot of a volume that the host lacks, the oldest first, and print them",
+    )
+    _add_force_against_history(command)
     command.add_argument("host")
     command.add_argument("snapshot")
+
+    command = add(
+        "receive",
+        "Receive a snapshot, or the newest of a volume, from another host",
+        "receive web1.example.org db",
+        "receive web1.example.org db@2026-11-23T21:00:00.123456",
+        details="It is not restored. Its name is printed.",
+    )
+    command.add_argument("host")
+    command.add_argument("name", metavar="volume or snapshot")
+
+    command = add(
+        "replicate",
+        "Snapshot a volume and send that to another host, as a replicate job does",
+        "replicate backup.example.org db",
+        details="The name of the snapshot that the host has now is printed.",
+    )
+    _add_force_against_history(command)
+    command.add_argument("host")
+    command.add_argument("volume")
 
     command = add(
         "sync",
@@ -215,7 +248,7 @@ def build_parser() -> Parser:
     )
     command.add_argument(
         "action",
-        help="snapshot, purge:<pattern>, replicate:<host>, mirror:<host> or "
+        help="snapshot, purge:<pattern>, replicate:<host>, mirror:<host>, receive:<host> or "
         "synchronize:<host>[,<host>…]",
     )
     command.add_argument(
@@ -328,3 +361,11 @@ class _Version(argparse.Action):
 
         print(f"buttervolume {version('buttervolume')}")
         parser.exit()
+
+
+def _add_force_against_history(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="even if the volume has newer snapshots there that were made there",
+    )

@@ -6,8 +6,10 @@ from pathlib import Path
 from buttervolume.errors import OperationFailed
 from buttervolume.hosts.lineage import Facts, Side
 from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.system import btrfs
+from buttervolume.system.btrfs import Directory
 
 
 class Local:
@@ -34,7 +36,8 @@ class Local:
         for snapshot in snapshots:
             path = self.path / str(snapshot.name)
             try:
-                found.append(facts_of(snapshot, btrfs.info(path), path))
+                with btrfs.opened(path) as root:
+                    found.append(facts_of(snapshot, root))
             except OSError:
                 continue  # removed meanwhile, or damaged: no parent, and no copy
         return found
@@ -61,8 +64,9 @@ class Local:
         return sent[-1] if sent else None
 
 
-def facts_of(snapshot: Snapshot, found: btrfs.Subvolume, path: Path) -> Facts:
+def facts_of(snapshot: Snapshot, root: Directory) -> Facts:
     """What the kernel tells of a snapshot."""
+    found = root.info()
     return Facts(
         snapshot.name,
         uuid=found.uuid,
@@ -76,4 +80,5 @@ def facts_of(snapshot: Snapshot, found: btrfs.Subvolume, path: Path) -> Facts:
         receive_transid=found.receive_transid,
         settled=found.settled,
         taken=snapshot.taken,
+        backup=attributes.is_backup(root, str(snapshot.name)),
     )

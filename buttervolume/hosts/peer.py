@@ -37,6 +37,7 @@ from buttervolume.hosts.protocol import PROTOCOL, facts_as_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import SnapshotName
+from buttervolume.store import attributes
 from buttervolume.system import btrfs, command, namespace, uuids
 from buttervolume.system.command import Flow, Process
 
@@ -47,7 +48,6 @@ _SPACE_STEP = 64 << 20
 """Bytes that a stream may cost before the free space is looked at again."""
 _LEAST_TO_SPARE = 2 * _SPACE_STEP
 """Bytes: with less than that beyond what is to be kept, a stream is refused."""
-_KIND = "trusted.buttervolume.kind"
 
 
 class Peer:
@@ -386,7 +386,8 @@ def _text(value: object) -> str:
 
 def _is_backup(path: Path) -> bool:
     try:
-        return os.getxattr(path, _KIND, follow_symlinks=False) == b"backup"
+        with btrfs.opened(path) as root:
+            return attributes.is_backup(root, path.name)
     except OSError:
         return False
 

@@ -118,7 +118,7 @@ for name; do
     [ "$name" != "$1" ] || continue
     echo "show: $name"
     if [ ! -L "$1/$name" ]; then btrfs subvolume show "$1/$name" 2>/dev/null || true; fi
-    if [ "$(kind "$1/$name" 2>/dev/null)" = backup ]; then echo "is a backup"; fi
+    if [ "$(kind "$1/$name" 2>/dev/null)" = "backup of $name" ]; then echo "is a backup"; fi
 done
 """
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from buttervolume.hosts.local import Local
+from buttervolume.hosts.receive import Receiver
 from buttervolume.hosts.send import STALL, Sender, Sent
 from buttervolume.hosts.sync import Synchronizer
 from buttervolume.hosts.transfers import Transfers
@@ -36,6 +37,14 @@ class Replication:
             transfers=transfers,
             stall=stall,
         )
+        self._receiver = Receiver(
+            snapshots,
+            Local(catalog),
+            port=port,
+            node=node,
+            transfers=transfers,
+            stall=stall,
+        )
         self._synchronizer = Synchronizer(
             volumes, catalog, snapshots, port=port, transfers=transfers, stall=stall
         )
@@ -47,6 +56,14 @@ class Replication:
     def send_all(self, volume: str, host: str, *, force: bool = False) -> list[Sent]:
         """Copy every snapshot that a host lacks (see `Sender.send_all`)."""
         return self._sender.send_all(volume, host, force=force)
+
+    def receive(self, name: str, host: str) -> str:
+        """Receive a snapshot, or the newest of a volume, from a host (see `Receiver.receive`)."""
+        return self._receiver.receive(name, host)
+
+    def replicate_now(self, volume: str, host: str, *, force: bool = False) -> Sent:
+        """Snapshot a volume and send that (see `Sender.replicate`)."""
+        return self._sender.replicate(volume, host, force=force)
 
     def replicate(self, volume: str, host: str) -> str | None:
         """Snapshot a volume and send that; return its name, or None if the volume has not changed

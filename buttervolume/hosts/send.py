@@ -14,20 +14,24 @@ from buttervolume.errors import (
     ButtervolumeError,
     Cancelled,
     ChangedCopy,
+    CommandFailed,
     Diverged,
     ForeignCopy,
     HostFailed,
+    NoSuchParent,
     NoSuchSnapshot,
+    PeerRefused,
     PipelineFailed,
     SnapshotBusy,
     Stalled,
     TooMuchOutput,
     TransferBusy,
 )
-from buttervolume.hosts import lineage, ssh
+from buttervolume.hosts import lineage, session, ssh
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.remote import RECEIVED, Look, Remote, stream_version
+from buttervolume.hosts.session import NoSession, Session
 from buttervolume.hosts.ssh import Connection
 from buttervolume.hosts.transfers import Transfer, Transfers
 from buttervolume.names import SnapshotName
@@ -43,7 +47,7 @@ _CLEAN_UP_LIMIT = 60.0
 """Seconds for each step of removing a partial copy after a failure; the next try does what takes
 longer."""
 _SENDING = "sending"
-"""The phase of a transfer in which a failure leaves a partial copy."""
+"""The phase of a transfer in which a failure of the scripts leaves a partial copy."""
 _MOST_EXAMINED = 5
 """Possible parents that are looked at one by one, the newest first."""
 
@@ -66,7 +70,7 @@ class Sent:
 class _Parent:
     """What a stream of changes begins from: the snapshot here, and what may be it there."""
 
-    snapshot: SnapshotName
+    facts: Facts
     copies: Sequence[Facts]
 
 
@@ -188,14 +192,21 @@ class Sender:
         newest = lineage.newest(here, volume, self._now())
         if newest is None:
             return []
-        label = str(newest.name)
-        with (
-            self._transfers.start("send", volume, label, host) as transfer,
-            ssh.connect(host, self._port, transfer.flow, self._stall) as connection,
-        ):
-            transfer.phase = "looking"
-            look = self._remote(connection).look(newest.name, transfer.flow)
-        return [facts.name for facts in lineage.missing(here, look.side, volume, self._now())]
+        with self._transfers.start("send", volume, str(newest.name), host) as transfer:
+            there = self._side_of(host, newest.name, transfer)
+        return [facts.name for facts in lineage.missing(here, there, volume, self._now())]
+
+    def _side_of(self, host: str, name: SnapshotName, transfer: Transfer) -> Side:
+        """What another host has of a volume."""
+        flow = transfer.flow
+        try:
+            with session.connect(host, self._port, self._node, flow, self._stall) as peer:
+                if peer is not None:
+                    return peer.look(name.volume, self._local.moment_of, flow).side
+        except NoSession:
+            pass  # the scripts will find out what it is
+        with ssh.connect(host, self._port, flow, self._stall) as connection:
+            return self._remote(connection).look(name, flow).side
 
     def _remote(self, connection: Connection) -> Remote:
         return Remote(connection, str(self._local.path), self._node, self._local.moment_of)
@@ -203,8 +214,24 @@ class Sender:
     # One transfer
 
     def _transfer_one(self, name: SnapshotName, host: str, *, force: bool) -> str:
-        """Send a snapshot, and clean up if that fails. Returns a warning, if there is one."""
+        """Send a snapshot, and clean up if that fails. Returns a warning, if there is one.
+
+        The other side is `buttervolume peer` where it has that, else what the scripts of `remote`
+        do.
+        """
         with self._transfers.start("send", name.volume, str(name), host) as transfer:
+            for may_be_changes in (True, False):
+                try:
+                    with session.connect(
+                        host, self._port, self._node, transfer.flow, self._stall
+                    ) as peer:
+                        if peer is None:
+                            break
+                        return self._send_to_peer(name, peer, transfer, force, may_be_changes)
+                except NoSession:
+                    break  # the scripts will find out what it is
+                except MissingParent as error:
+                    self._log.info("%s: %s misses %s; sending in full", name, host, error)
             try:
                 with ssh.connect(host, self._port, transfer.flow, self._stall) as connection:
                     return self._send(name, connection, transfer, force=force)
@@ -214,40 +241,134 @@ class Sender:
                     self._discard(name, host)
                 raise
 
-    def _send(
-        self, name: SnapshotName, connection: Connection, transfer: Transfer, *, force: bool
+    def _send_to_peer(
+        self,
+        name: SnapshotName,
+        peer: Session,
+        transfer: Transfer,
+        force: bool,
+        may_be_changes: bool,
     ) -> str:
-        remote, flow = self._remote(connection), transfer.flow
+        flow = transfer.flow
         here = self._local.side(name.volume)
+        origin = self._origin(name, here)
+        transfer.phase = "looking"
+        look = peer.look(name.volume, self._local.moment_of, flow)
+        there = look.side
+        copy = there.of(name)
+        state = self._judge(origin, copy, peer.host)
+        if state is Copy.COMPLETE:
+            return ""
+        tip = None if force else lineage.buried(here, there, name.volume, self._now())
+        if tip:
+            raise self._diverged(peer.host, name.volume, here, tip)
+        if state is Copy.PARTIAL:
+            peer.discard(name, flow)
+        usable = may_be_changes and not look.is_bound
+        with self._held_parent(origin, here, there if usable else Side()) as parent:
+            transfer.phase, transfer.parent = "sending", str(parent.name) if parent else None
+            self._log_how(name, peer.host, parent)
+            copies = lineage.copy_for_changes(parent, here, there) if parent else []
+            compressed = min(peer.stream_version, self._own_stream_version()) >= 2
+            argv = self._source(name, parent.name if parent else None, compressed)
+            try:
+                peer.send(origin, argv, parent, copies, flow)
+            except CommandFailed as error:
+                reason = f"btrfs send failed on this side: {ssh.explain(error)}"
+                raise HostFailed(peer.host, reason) from error
+            except PeerRefused as error:
+                if error.kind == NoSuchParent.__name__ and parent:
+                    raise MissingParent(str(parent.name)) from error
+                raise
+        return _warning_of_bind(peer.host, self._local.path) if look.is_bound else ""
+
+    def _origin(self, name: SnapshotName, here: Side) -> Facts:
+        """The facts of the snapshot to send. Raises NoSuchSnapshot, ChangedCopy."""
         origin = here.of(name)
         if origin is None:
             raise NoSuchSnapshot(str(name))
         if origin.was_changed:
             raise ChangedCopy(str(name))
+        return origin
+
+    def _judge(
+        self, origin: Facts, copy: Facts | None, host: str, *, is_in_the_way: bool = False
+    ) -> Copy:
+        """What the other host has under the name. Raises ForeignCopy."""
+        state = Copy.FOREIGN if is_in_the_way else lineage.judge_copy(origin, copy)
+        path = self._local.path / str(origin.name)
+        if state is Copy.COMPLETE:
+            self._log.info("%s is complete on %s already", origin.name, host)
+        if state is Copy.FOREIGN:
+            raise ForeignCopy(host, path, "no copy of this snapshot")
+        if copy and copy.receiving not in (None, self._node):
+            what = f"{copy.receiving} is sending it there, or has left it behind"
+            raise ForeignCopy(host, path, what)
+        return state
+
+    def _diverged(self, host: str, volume: str, here: Side, tip: Facts) -> Diverged:
+        ours = lineage.newest(here, volume, self._now())
+        return Diverged(host, volume, str(tip.name), str(ours.name) if ours else "")
+
+    @contextmanager
+    def _held_parent(self, origin: Facts, here: Side, there: Side) -> Iterator[Facts | None]:
+        """The newest snapshot here that can be the parent, held so that nobody removes it."""
+        with ExitStack() as stack:
+            for candidate in lineage.parents(origin, here, there):
+                if self._hold(candidate.name, stack):
+                    yield candidate
+                    return
+            yield None
+
+    def _hold(self, name: SnapshotName, stack: ExitStack) -> bool:
+        """Keep a snapshot from being removed; whether that was in time."""
+        try:
+            stack.enter_context(self._snapshots.in_transfer.hold(str(name)))
+            self._local.check_complete(str(name))
+        except (SnapshotBusy, NoSuchSnapshot):
+            return False
+        return True
+
+    def _log_how(self, name: SnapshotName, host: str, parent: Facts | None) -> None:
+        how = f"as changes since {parent.name}" if parent else "in full"
+        self._log.info("%s: sending to %s, %s", name, host, how)
+
+    def _source(
+        self, name: SnapshotName, parent: SnapshotName | None, compressed: bool
+    ) -> list[str]:
+        """The command that makes the stream."""
+        return btrfs.send_command(
+            self._local.path / str(name),
+            parent=self._local.path / str(parent) if parent else None,
+            compressed=compressed,
+        )
+
+    # By scripts
+
+    def _send(
+        self, name: SnapshotName, connection: Connection, transfer: Transfer, *, force: bool
+    ) -> str:
+        remote, flow = self._remote(connection), transfer.flow
+        here = self._local.side(name.volume)
+        origin = self._origin(name, here)
         transfer.phase = "looking"
         look = remote.look(name, flow)
         copy = look.side.of(name)
-        state = Copy.FOREIGN if look.is_in_the_way else lineage.judge_copy(origin, copy)
+        state = self._judge(origin, copy, remote.host, is_in_the_way=look.is_in_the_way)
         if state is Copy.COMPLETE:
-            self._log.info("%s is complete on %s already", name, connection.host)
             return ""
-        path = self._local.path / str(name)
-        if state is Copy.FOREIGN:
-            raise ForeignCopy(connection.host, path, "no copy of this snapshot")
-        if copy and copy.receiving not in (None, self._node):
-            what = f"{copy.receiving} is sending it there, or has left it behind"
-            raise ForeignCopy(connection.host, path, what)
         if not force:
             self._check_not_buried(name.volume, here, look.side, remote, flow)
         if state is Copy.PARTIAL:
             self._log.info("%s: removing the partial copy on %s", name, connection.host)
             remote.discard(name, flow)
-        warning = _warning_of_bind(connection.host, self._local.path, look)
+        is_bound = look.is_bound and look.mount is None
+        warning = _warning_of_bind(remote.host, self._local.path) if is_bound else ""
         with self._parent(origin, here, look, remote, flow) as parent:
             try:
                 self._stream(origin, parent, look, remote, connection, transfer)
             except MissingParent:
-                lost = parent.snapshot if parent else None
+                lost = parent.facts.name if parent else None
                 self._log.info("%s: %s misses %s; sending in full", name, connection.host, lost)
                 remote.discard(name, flow)
                 self._stream(origin, None, look, remote, connection, transfer)
@@ -262,8 +383,7 @@ class Sender:
         asked: set[SnapshotName] = set()
         while tip := lineage.buried(here, there, volume, self._now()):
             if tip.name in asked:
-                ours = lineage.newest(here, volume, self._now())
-                raise Diverged(remote.host, volume, str(tip.name), str(ours.name) if ours else "")
+                raise self._diverged(remote.host, volume, here, tip)
             asked.add(tip.name)  # a restore there may have made it
             there = remote.examine(there, [tip.name], flow)
 
@@ -283,13 +403,9 @@ class Sender:
                 copies = lineage.copy_for_changes(candidate, here, there)
                 if not copies:
                     continue
-                try:
-                    stack.enter_context(self._snapshots.in_transfer.hold(str(candidate.name)))
-                    self._local.check_complete(str(candidate.name))
-                except (SnapshotBusy, NoSuchSnapshot):
-                    continue  # it is being removed
-                yield _Parent(candidate.name, copies)
-                return
+                if self._hold(candidate.name, stack):
+                    yield _Parent(candidate, copies)
+                    return
             yield None
 
     def _stream(
@@ -303,14 +419,11 @@ class Sender:
     ) -> None:
         """Send, and verify what has arrived."""
         name = origin.name
-        transfer.phase, transfer.parent = _SENDING, str(parent.snapshot) if parent else None
-        how = f"as changes since {parent.snapshot}" if parent else "in full"
-        self._log.info("%s: sending to %s, %s", name, connection.host, how)
-        source = btrfs.send_command(
-            self._local.path / str(name),
-            parent=self._local.path / str(parent.snapshot) if parent else None,
-            compressed=min(look.stream_version, self._own_stream_version()) >= 2,
-        )
+        facts = parent.facts if parent else None
+        transfer.phase, transfer.parent = _SENDING, str(facts.name) if facts else None
+        self._log_how(name, connection.host, facts)
+        compressed = min(look.stream_version, self._own_stream_version()) >= 2
+        source = self._source(name, facts.name if facts else None, compressed)
         copies = parent.copies if parent else ()
         sink = remote.receive_argv(name, origin, copies, look.mount)
         before = connection.passed_on()
@@ -350,9 +463,7 @@ class Sender:
         return stream_version(command.run(["btrfs", "--version"]), feature)
 
 
-def _warning_of_bind(host: str, path: Path, look: Look) -> str:
-    if not look.is_bound or look.mount is not None:
-        return ""
+def _warning_of_bind(host: str, path: Path) -> str:
     return (
         f"{host}: {path} is in a bind mount of a plain directory, where btrfs receives no changes, "
         "so the snapshot was sent in full; mount a subvolume there, or the whole filesystem "
@@ -373,5 +484,5 @@ def _explain(
         return HostFailed(host, f"btrfs send failed on this side: {ssh.explain(cause)}")
     lost = cause.status == ssh.CONNECTION_FAILED
     if parent and not lost and re.search(r"parent subvol|source subvol", cause.stderr):
-        return MissingParent(str(parent.snapshot))
+        return MissingParent(str(parent.facts.name))
     return HostFailed(host, connection.explain(cause))

@@ -45,6 +45,10 @@ class PeerLook:
     """Whether the directory is in a bind mount that is no subvolume: it receives no changes."""
 
 
+class NoSession(HostFailed):
+    """There was a log-in, but something else than a session came of it."""
+
+
 class Session:
     """An open session. Every request may raise HostFailed, PeerRefused and Cancelled."""
 
@@ -146,6 +150,11 @@ class Session:
             self._ask(flow, do="received", name=str(name))
             return copy
 
+    def mark(self, name: SnapshotName, flow: Flow) -> None:
+        """Let the other host keep a snapshot that is here, for the changes that come next."""
+        with self._told():
+            self._ask(flow, do="received", name=str(name))
+
     def discard(self, name: SnapshotName, flow: Flow) -> None:
         """Remove a partial copy there that this host has left."""
         with self._told():
@@ -183,7 +192,7 @@ def connect(
     host: str, port: int, node: str, flow: Flow, limit: float, login_limit: float = ssh.LOGIN_LIMIT
 ) -> Iterator[Session | None]:
     """Have a session until the block ends; None if the host has no `buttervolume peer`. `node` is
-    this host's name. Raises HostFailed, Cancelled."""
+    this host's name. Raises NoSession, HostFailed, Cancelled."""
     with ExitStack() as stack:
         out, into = os.pipe()
         stack.callback(os.close, out)
@@ -215,8 +224,11 @@ def _begin(
         raise HostFailed(host, f"no log-in within {login_limit:g} seconds") from error
     except (PeerGone, BrokenPipeError, KeyError, TypeError, ValueError) as error:
         words = _last_words(process)
-        if process.popen.poll() in _NOT_THERE:
+        status = process.popen.poll()
+        if status in _NOT_THERE:
             return None
+        if status not in (None, ssh.CONNECTION_FAILED):
+            raise NoSession(host, words or f"unexpected answer: {error}") from error
         raise HostFailed(host, words or f"unexpected answer: {error}") from error
 
 

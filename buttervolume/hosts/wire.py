@@ -105,6 +105,7 @@ class Inlet:
         last_move, moved = time.monotonic(), 0
         with memoryview(self._buffer) as view:
             while True:
+                flow.check()
                 good = checker.check(view[self._start : self._end])
                 if good:
                     before(checker.cost)

@@ -184,6 +184,33 @@ class Mirror(Action):
 
 
 @dataclass(frozen=True)
+class Receive(Action):
+    """Receive the newest snapshot of the volume from a host."""
+
+    host: str
+
+    kind = "receive"
+    usage = "receive:<host>"
+    protects = True
+    needs_volume = False
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """A host."""
+        return cls(names.check_host(rest))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The sender."""
+        return (self.host,)
+
+    def run(self, volume: str, tools: Tools) -> Done:
+        """Receive it; nothing is restored."""
+        received = tools.replication.receive(volume, self.host)
+        return Done(received, received)
+
+
+@dataclass(frozen=True)
 class Synchronize(Action):
     """Bring newer files from hosts."""
 
@@ -216,7 +243,14 @@ class Synchronize(Action):
         return Done("synchronized", taken.name, _left_out(taken))
 
 
-ACTIONS: tuple[type[Action], ...] = (Snapshot, Purge, Replicate, Mirror, Synchronize)
+ACTIONS: tuple[type[Action], ...] = (
+    Snapshot,
+    Purge,
+    Replicate,
+    Mirror,
+    Receive,
+    Synchronize,
+)
 USAGES = tuple(action.usage for action in ACTIONS)
 
 

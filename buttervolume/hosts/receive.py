@@ -1,0 +1,171 @@
+"""Snapshots received from other hosts: a send with the roles swapped."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+
+from buttervolume import names
+from buttervolume.errors import (
+    BadName,
+    CopyInTheWay,
+    HostFailed,
+    NoSuchParent,
+    NoSuchSnapshot,
+    SnapshotBusy,
+    TransferBusy,
+)
+from buttervolume.hosts import lineage, session
+from buttervolume.hosts.intake import Intake
+from buttervolume.hosts.lineage import Copy, Facts, Side
+from buttervolume.hosts.local import Local
+from buttervolume.hosts.peer import stream_version
+from buttervolume.hosts.session import Session
+from buttervolume.hosts.stream import Announced
+from buttervolume.hosts.transfers import Transfer, Transfers
+from buttervolume.names import SnapshotName
+from buttervolume.store.snapshots import Snapshots
+from buttervolume.system.locks import Holds
+
+NO_PEER = (
+    "there is no buttervolume 3.15 or later that could send it: install that there, and see to it "
+    "that root finds it (ssh HOST command -v buttervolume)"
+)
+
+
+class Receiver:
+    """Receives snapshots from other hosts."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        local: Local,
+        *,
+        port: int,
+        node: str,
+        transfers: Transfers,
+        stall: float,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """As for `Sender`."""
+        self._snapshots = snapshots
+        self._local = local
+        self._port = port
+        self._node = node
+        self._transfers = transfers
+        self._stall = stall
+        self._now = now
+        self._receiving: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
+        self._log = logging.getLogger(__name__)
+
+    def receive(self, name: str, host: str) -> str:
+        """Receive a snapshot from a host, or the newest of a volume there, and return its name.
+
+        What comes are changes of a snapshot that both have, if there is one. When this returns, the
+        copy here is verified and on the disk, and the other host keeps its origin as the parent of
+        what comes next. What is here already is a success.
+
+        Raises BadName, TransferBusy, HostFailed, NoSuchSnapshot, CopyInTheWay, OperationFailed,
+        Cancelled.
+        """
+        names.check_host(host)
+        wanted: SnapshotName | None = None
+        if "@" in name:
+            wanted = names.parse_snapshot(name)
+            if wanted.is_marker:
+                raise BadName("snapshot to receive", name, "it is a sent marker")
+        volume = wanted.volume if wanted else names.check_volume_reference(name)
+        with (
+            self._receiving.claim([f"{volume}@{host}"]) as claimed,
+            self._transfers.start("receive", volume, name, host) as transfer,
+        ):
+            if not claimed:
+                raise TransferBusy(volume, host)
+            try:
+                return self._receive(volume, wanted, host, transfer, may_be_changes=True)
+            except NoSuchParent:
+                self._log.info("%s: %s; receiving in full", name, "no parent here is for sure")
+                return self._receive(volume, wanted, host, transfer, may_be_changes=False)
+
+    def _receive(
+        self,
+        volume: str,
+        wanted: SnapshotName | None,
+        host: str,
+        transfer: Transfer,
+        *,
+        may_be_changes: bool,
+    ) -> str:
+        flow = transfer.flow
+        with session.connect(host, self._port, self._node, flow, self._stall) as peer:
+            if peer is None:
+                raise HostFailed(host, NO_PEER.replace("HOST", host))
+            transfer.phase = "looking"
+            there = peer.look(volume, self._local.moment_of, flow).side
+            origin = self._origin(volume, wanted, host, there)
+            transfer.snapshot = str(origin.name)
+            here = self._local.side(volume)
+            mine = here.of(origin.name)
+            state = lineage.judge_copy(origin, mine)
+            if state is Copy.COMPLETE:
+                self._log.info("%s is here already", origin.name)
+                peer.mark(origin.name, flow)
+                return str(origin.name)
+            if state is Copy.FOREIGN:
+                raise CopyInTheWay(str(origin.name))
+            with self._parent(origin, there, here if may_be_changes else Side()) as parent:
+                self._stream(origin, parent, peer, transfer)
+        return str(origin.name)
+
+    def _origin(self, volume: str, wanted: SnapshotName | None, host: str, there: Side) -> Facts:
+        """The snapshot there that is to come."""
+        if wanted is None:
+            found = lineage.newest(there, volume, self._now())
+            if found is None:
+                raise HostFailed(host, f"{volume}: there is no snapshot of this volume")
+        else:
+            found = there.of(wanted)
+            if found is None:
+                raise HostFailed(host, f"{wanted}: no such snapshot")
+        if not found.is_whole:
+            raise HostFailed(host, f"{found.name}: it is incomplete there, or was changed")
+        return found
+
+    @contextmanager
+    def _parent(self, origin: Facts, there: Side, here: Side) -> Iterator[Facts | None]:
+        """The snapshot there that both have, its copies held here so that nobody removes them."""
+        with ExitStack() as stack:
+            for candidate in lineage.parents(origin, there, here):
+                copies = lineage.copy_for_changes(candidate, there, here)
+                try:
+                    held = [str(copy.name) for copy in copies]
+                    stack.enter_context(self._snapshots.in_transfer.hold(*held))
+                    for name in held:
+                        self._local.check_complete(name)
+                except (SnapshotBusy, NoSuchSnapshot):
+                    continue  # it is being removed
+                yield candidate
+                return
+            yield None
+
+    def _stream(
+        self, origin: Facts, parent: Facts | None, peer: Session, transfer: Transfer
+    ) -> None:
+        transfer.phase = "receiving"
+        transfer.parent = str(parent.name) if parent else None
+        how = f"as changes since {parent.name}" if parent else "in full"
+        self._log.info("%s: receiving from %s, %s", origin.name, peer.host, how)
+
+        def check(announced: Announced) -> None:
+            what = (announced.uuid, announced.ctransid, announced.parent)
+            if what != (origin.identity, origin.ctransid, parent.identity if parent else None):
+                raise HostFailed(peer.host, "it sends something else than was asked for")
+
+        peer.receive(
+            origin.name,
+            parent.name if parent else None,
+            Intake(self._local.path, self._stall),
+            transfer.flow,
+            version=min(peer.stream_version, stream_version()),
+            expected=check,
+        )
