@@ -37,6 +37,7 @@ install_quietly() (
 needs_to_run
 needs docker.io bash -c 'command -v docker && command -v dockerd'
 needs docker-compose command -v docker-compose
+needs docker-registry command -v docker-registry
 needs openssh-server command -v sshd
 needs iproute2 command -v ip
 needs e2fsprogs command -v mkfs.ext4
