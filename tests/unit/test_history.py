@@ -401,7 +401,7 @@ def test_what_cannot_be_written_for_long_is_lost_from_its_old_end(tmp_path: Path
     diary.path.mkdir()
     diary.open()
 
-    for number in range(30_000):
+    for number in range(11_000):
         diary.history.record(run(number))
 
     assert len(diary.history._tasks) == 10_000

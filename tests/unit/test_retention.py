@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from buttervolume.errors import BadPattern
@@ -257,33 +257,57 @@ PARTS = st.lists(
 )
 
 
-@given(parts=PARTS, ages=AGES, order=st.booleans())
-@settings(max_examples=2500)
-def test_what_is_kept_is_what_a_slow_search_after_the_words_of_the_manual_keeps(
-    parts: list[tuple[int, str, int | None]], ages: list[int], order: bool
-) -> None:
-    unit = {"m": 1, "h": 60, "d": 1440, "w": 10080}
-    if order:
-        parts = sorted(parts, key=lambda part: part[0] * unit[part[1]])
-    text = ":".join(f"{n}{u}" + ("" if c is None else f"/{c}") for n, u, c in parts)
+def check_against_the_slow_search(text: str, ages: Iterable[int]) -> bool:
+    """Whether the pattern can be understood; if so, it must keep what it ought to."""
     try:
         pattern = parse_pattern(text)
     except BadPattern:
-        assume(False)
-    ages = sorted(set(ages), reverse=True)
+        return False
+    oldest_first = sorted(set(ages), reverse=True)
 
-    left = survivors([NOW - age * MINUTE for age in ages], pattern, NOW)
+    left = survivors([NOW - age * MINUTE for age in oldest_first], pattern, NOW)
 
-    assert [(NOW - moment) // MINUTE for moment in left] == slow(text, ages)
+    assert [(NOW - moment) // MINUTE for moment in left] == slow(text, oldest_first), text
+    return True
+
+
+def as_text(parts: Iterable[tuple[int, str, int | None]]) -> str:
+    return ":".join(f"{n}{u}" + ("" if c is None else f"/{c}") for n, u, c in parts)
+
+
+@given(parts=PARTS, ages=AGES)
+def test_what_is_kept_is_what_a_slow_search_after_the_words_of_the_manual_keeps(
+    parts: list[tuple[int, str, int | None]], ages: list[int]
+) -> None:
+    assume(check_against_the_slow_search(as_text(parts), ages))
+
+
+def test_the_same_in_thousands_of_cases() -> None:
+    dice = random.Random(5)
+    minutes = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+    good = 0
+    while good < 3000:
+        parts = [
+            (
+                dice.randint(1, 30),
+                dice.choice("mhdw"),
+                dice.choice([None, None, dice.randint(1, 9)]),
+            )
+            for _ in range(dice.randint(1, 5))
+        ]
+        if dice.random() < 0.7:
+            parts.sort(key=lambda part: part[0] * minutes[part[1]])
+        reach = dice.choice([300, 3 * 1440, 400 * 1440])
+        ages = [dice.randrange(reach) for _ in range(dice.randint(1, 25))]
+        good += check_against_the_slow_search(as_text(parts), ages)
 
 
 @given(parts=PARTS)
-@settings(max_examples=1000)
 def test_a_pattern_is_refused_for_what_the_manual_says_and_for_nothing_else(
     parts: list[tuple[int, str, int | None]],
 ) -> None:
     unit = {"m": 1, "h": 60, "d": 1440, "w": 10080}
-    text = ":".join(f"{n}{u}" + ("" if c is None else f"/{c}") for n, u, c in parts)
+    text = as_text(parts)
     lengths = [n * unit[u] for n, u, _ in parts]
     counts = [c for _, _, c in parts]
     wrong = False

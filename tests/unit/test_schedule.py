@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.errors import (
@@ -496,7 +496,6 @@ TEXTS = st.lists(PIECES, max_size=40).map("".join).map(str.encode) | st.binary(m
 
 
 @given(content=TEXTS, data=st.data())
-@settings(max_examples=200)
 def test_whatever_is_in_the_file_a_change_leaves_all_other_lines_byte_by_byte(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, data: st.DataObject
 ) -> None:
