@@ -44,8 +44,9 @@ def call_backup(root: Directory, snapshot: str) -> None:
 
 
 def forget_kind(root: Directory) -> None:
-    """Take back what `call_backup` said."""
+    """Take back what `call_backup` said, if it did."""
     with suppress(OSError):
+        os.getxattr(root.descriptor, _KIND)  # to remove nothing would cost a transaction
         os.removexattr(root.descriptor, _KIND)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from buttervolume import names
 from buttervolume.errors import (
     BadRestore,
+    ButtervolumeError,
     CommandFailed,
     NestedSubvolumes,
     OperationFailed,
@@ -173,7 +175,11 @@ class Contents:
     ) -> tuple[str, Sequence[str]]:
         """Back up a volume and put a copy of a snapshot in its place; its mutex is held. The old
         content is left at `path`. Returns the backup, and who goes on using the old content."""
-        backup = self._snapshots.take_held(volume, backup=True).name
+        try:
+            backup = self._snapshots.take_held(volume, backup=True).name
+        except ButtervolumeError:
+            self._forget_backup(volume)
+            raise
         try:
             copy(source, path, like=self._volumes.path_of(volume))
             with btrfs.opened(path) as root:
@@ -185,13 +191,20 @@ class Contents:
                     raise VolumeMounted(volume, users)
                 self._volumes.exchange(path, volume)
         except VolumeMounted:
+            self._forget_backup(volume)
             self._snapshots.remove(backup)
             raise
         except (CommandFailed, OSError) as error:
+            self._forget_backup(volume)
             attempt = f"restore volume {volume} ({backup} is a backup)"
             reason = explain(error, self._volumes.path_of(volume))
             raise OperationFailed(attempt, reason) from error
         return backup, users
+
+    def _forget_backup(self, volume: str) -> None:
+        """Take the mark off a volume that was to be replaced and stays."""
+        with suppress(OSError), btrfs.opened(self._volumes.path_of(volume)) as root:
+            attributes.forget_kind(root)
 
 
 def copy(source: Path, target: Path, like: Path | None = None) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -122,7 +122,8 @@ class Snapshots:
         return None
 
     def take_held(self, volume: str, *, provisional: bool = False, backup: bool = False) -> Taken:
-        """Snapshot a volume whose mutex is held; as the backup of a restore, it is marked so."""
+        """Snapshot a volume whose mutex is held; the backup of a restore is marked, and so is the
+        volume: `attributes.forget_kind` if that stays."""
         source = self._volumes.mountpoint(volume)
         try:
             name = str(self._free_name(volume))
@@ -132,8 +133,10 @@ class Snapshots:
             self._provisional.add(name)
         try:
             missing = what_is_left_out(source)
-            with _called_backup(source, name) if backup else nullcontext():
-                btrfs.snapshot(source, self._catalog.path / name, readonly=True)
+            if backup:
+                with btrfs.opened(source) as root, root.writable():
+                    attributes.call_backup(root, name)
+            btrfs.snapshot(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError) as error:
             reason = explain(error, source)
             raise OperationFailed(f"snapshot volume {volume}", reason) from error
@@ -249,17 +252,6 @@ class Snapshots:
                 except OSError as error:
                     raise OperationFailed(f"purge volume {volume}", error) from error
         return Purged(deleted, failed, plan.warning)
-
-
-@contextmanager
-def _called_backup(volume: Path, snapshot: str) -> Iterator[None]:
-    """What is taken of a volume under this name is marked as the backup of a restore."""
-    with btrfs.opened(volume) as root, root.writable():
-        attributes.call_backup(root, snapshot)
-        try:
-            yield
-        finally:
-            attributes.forget_kind(root)
 
 
 def what_is_left_out(source: Path) -> tuple[str, ...]:

@@ -54,9 +54,9 @@ def parse(mountinfo: bytes) -> list[Mount]:
 
 
 def _text(field: bytes) -> str:
-    return os.fsdecode(
-        re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
-    )
+    if b"\\" in field:
+        field = re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
+    return os.fsdecode(field)
 
 
 def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
@@ -74,7 +74,7 @@ def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
 def point_of(path: Path) -> str:
     """Where the mount is mounted that shows this path, which has no links in it. Raises OSError."""
     wanted = PurePosixPath(path)
-    points = [mount.point for mount in parse(_read(Path("/proc/self/mountinfo")))]
+    points = [mount.point for mount in parse(_read("/proc/self/mountinfo"))]
     return max((point for point in points if wanted.is_relative_to(point)), key=len)
 
 
@@ -82,7 +82,7 @@ def options_of(path: Path) -> list[str]:
     """The options of the mount that shows this path, which has no links in it. Raises OSError."""
     point = point_of(path)
     found: list[str] = []
-    for line in _read(Path("/proc/self/mountinfo")).split(b"\n"):
+    for line in _read("/proc/self/mountinfo").split(b"\n"):
         fields = line.split(b" ")
         if len(fields) > 6 and _text(fields[4]) == point:
             found = [*_text(fields[5]).split(","), *_text(fields[-1]).split(",")]
@@ -96,7 +96,7 @@ def users(path: Path) -> list[User]:
     Only what the processes that can be seen see counts: a managed plugin has its own PID
     namespace and sees no container.
     """
-    place = of_directory(os.path.realpath(path), parse(_read(Path("/proc/self/mountinfo"))))
+    place = of_directory(os.path.realpath(path), parse(_read("/proc/self/mountinfo")))
     if place is None:
         return []
     return [
@@ -110,7 +110,7 @@ def users_below(path: Path) -> Counter[str]:
     """How many mount namespaces have each entry of a directory, or anything below it, mounted; of
     all entries in one go. The same as for `users` counts."""
     counts: Counter[str] = Counter()
-    place = of_directory(os.path.realpath(path), parse(_read(Path("/proc/self/mountinfo"))))
+    place = of_directory(os.path.realpath(path), parse(_read("/proc/self/mountinfo")))
     if place is None:
         return counts
     device, directory = place
@@ -128,40 +128,46 @@ def users_below(path: Path) -> Counter[str]:
 
 def swap_files() -> list[Path]:
     """The files and devices that the kernel swaps to, as proc_swaps(5) shows them."""
-    lines = _read(Path("/proc/swaps")).split(b"\n")[1:]
+    lines = _read("/proc/swaps").split(b"\n")[1:]
     return [Path(_text(line.split(b" ")[0].split(b"\t")[0])) for line in lines if line]
 
 
 def _shown(mountinfo: bytes, device: str, directory: str) -> str | None:
     """Where a directory of a device, or something below it, is mounted, if it is."""
     below = directory.rstrip("/") + "/"
-    for mount in parse(mountinfo):
+    on_device = f" {device} ".encode()
+    lines = (line for line in mountinfo.split(b"\n") if on_device in line)
+    for mount in parse(b"\n".join(lines)):
         if mount.device == device and f"{mount.root}/".startswith(below):
             return mount.point
     return None
 
 
-def _all() -> Iterator[tuple[Path, bytes]]:
-    """The mountinfo of every mount namespace that a visible process is in, each once."""
+def _all() -> Iterator[tuple[str, bytes]]:
+    """The mountinfo of every mount namespace that a visible process is in, each once, and the
+    process."""
     seen = set()
-    for process in Path("/proc").glob("[0-9]*"):
+    with os.scandir("/proc") as processes:
+        names = [entry.name for entry in processes if entry.name.isdigit()]
+    for process in names:
         try:
-            namespace = (process / "ns/mnt").readlink()
+            namespace = os.readlink(f"/proc/{process}/ns/mnt")
             if namespace not in seen:
-                yield process, _read(process / "mountinfo")
+                yield process, _read(f"/proc/{process}/mountinfo")
                 seen.add(namespace)
         except OSError:
             continue  # the process has ended
 
 
-def _user(process: Path, point: str) -> User:
+def _user(process: str, point: str) -> User:
     try:
-        command = os.fsdecode(_read(process / "comm").removesuffix(b"\n"))
-        found = _CONTAINER.search(_read(process / "cgroup"))
+        command = os.fsdecode(_read(f"/proc/{process}/comm").removesuffix(b"\n"))
+        found = _CONTAINER.search(_read(f"/proc/{process}/cgroup"))
     except OSError:
         command, found = "which has ended", None
-    return User(int(process.name), command, found[1].decode() if found else None, point)
+    return User(int(process), command, found[1].decode() if found else None, point)
 
 
-def _read(path: Path) -> bytes:
-    return path.read_bytes()
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

@@ -82,7 +82,7 @@ def test_killed_at_each_step_a_volume_holds_one_content_whole(
     wanted: str | None,
     when: str,
 ) -> None:
-    daemon = start_daemon()
+    daemon = start_daemon(BUTTERVOLUME_KEEP_REMOVED="0")
     snapshot = volume_with_two_contents(daemon)
     endpoint, body = {
         "restore": ("Snapshot.Restore", {"Name": snapshot}),
