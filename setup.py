@@ -36,6 +36,7 @@ class BuildWithDocuments(build_py):
             from build_manpages.manpage import Manpage
 
         sys.path.insert(0, str(HERE))
+        from buttervolume.cli.completion import PREAMBLE, completed
         from buttervolume.cli.parser import build_parser
 
         parser = build_parser()
@@ -46,7 +47,8 @@ class BuildWithDocuments(build_py):
         page.manual = "Buttervolume"
         man_page, completion = directory / "buttervolume.1", directory / "buttervolume"
         man_page.write_text(str(page), encoding="utf-8")
-        completion.write_text(shtab.complete(build_parser(), "bash"), encoding="utf-8")
+        script = shtab.complete(completed(build_parser()), "bash", preamble={"bash": PREAMBLE})
+        completion.write_text(script, encoding="utf-8")
         return [
             ("share/man/man1", [str(man_page)]),
             ("share/bash-completion/completions", [str(completion)]),

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 from buttervolume import ages
@@ -38,6 +37,8 @@ class Address:
     @property
     def is_private(self) -> bool:
         """Whether only this machine can reach it."""
+        from ipaddress import ip_address  # no command needs it but `run`
+
         return self.path is not None or ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
@@ -147,6 +148,8 @@ def _address(value: str) -> Address | None:
         return None
     if value.startswith("unix:"):
         return Address(path=_socket(value.removeprefix("unix:")))
+    from ipaddress import ip_address
+
     host, _, port = value.rpartition(":")
     try:
         number = _whole_number(1, 65535)(port)

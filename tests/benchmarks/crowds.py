@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import count
 
 from tests.benchmarks.calls import burst
 from tests.benchmarks.host import SNAPSHOTS, Host
@@ -13,12 +14,14 @@ from tests.benchmarks.lab import FEW, ORIGINAL_LIMIT, Lab, few, on_each
 from tests.benchmarks.measure import Measurement, interleave, medians
 from tests.benchmarks.report import Goal, Row
 from tests.benchmarks.subjects import BARE_SNAPSHOTS, Api, among_volumes
+from tests.btrfs.harness import UnixConnection
 from tests.support.machine import DATA
 
 LIST_GOAL = Goal(0.06)
 GROWTH_GOAL = Goal(1.2)
 PURGE_GOAL = Goal(1.2, "bare")
 DATE_FORMAT = "%Y-%m-%dT%H:%M:%S.%f"
+PAGE = "/run/page.sock"
 SCHEDULE = "/etc/buttervolume/schedule.csv"
 CLIENTS = 16
 TAKEN_A_SECOND = 20
@@ -241,6 +244,55 @@ def _status(lab: Lab) -> list[Row]:
     return [Row(what, found, goal=Goal(0.2))]
 
 
+def _page(lab: Lab) -> list[Row]:
+    """Each time one that nobody has asked for a moment before; and Docker's question meanwhile."""
+    host, volumes, clients = lab.large, lab.sizes.many, 8
+    lab.fill_with_volumes(host, volumes)
+    host.stop()
+    host.start(BUTTERVOLUME_WEB=f"unix:{PAGE}", BUTTERVOLUME_TIMER=str(24 * 60 * 60))
+    socket, numbers = host.machine.path(PAGE), count()
+
+    def get(path: str) -> float:
+        connection = UnixConnection(socket, 60)
+        started = time.monotonic()
+        try:
+            connection.request("GET", path, headers={"Host": "localhost"})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+        finally:
+            connection.close()
+        return time.monotonic() - started
+
+    def one(path: str) -> float:
+        return get(f"{path}?new={next(numbers)}")
+
+    rounds = min(lab.sizes.commands, 10)
+    pages = {"/": "the page", f"/volumes/{few(0)}": "the page of a volume", "/metrics": "metrics"}
+    rows = []
+    for path, what in pages.items():
+        found = medians(interleave(rounds, {"ours": partial(one, path)}))
+        rows.append(Row(f"{what}, {volumes:,} volumes", found, goal=Goal(0.3)))
+    over = time.monotonic() + lab.sizes.seconds
+
+    def storm(_: int) -> None:
+        while time.monotonic() < over:
+            get("/")
+
+    with ThreadPoolExecutor(clients) as pool:
+        readers = [pool.submit(storm, client) for client in range(clients)]
+        asked = []
+        while time.monotonic() < over:
+            asked.append(host.api.timed("VolumeDriver.Get", Name=few(0)))
+            time.sleep(PAUSE)
+        for reader in readers:
+            reader.result()
+    host.stop()
+    host.start()
+    what = f"Get while {clients} clients load the page, {volumes:,} volumes"
+    return [*rows, Row(f"{what}: median", {"ours": statistics.median(asked)}, goal=Goal(0.005))]
+
+
 def _round(lab: Lab) -> list[Row]:
     """The processor time of a look at the schedule, when nothing in it is due."""
     host, volumes = lab.large, lab.sizes.many
@@ -333,6 +385,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "snapshots-growth": _growth_with_snapshots,
     "get-while-snapshots": _get_while_snapshots_are_taken,
     "status": _status,
+    "page": _page,
     "round": _round,
     "memory-many": _memory_with_many,
     "purge-some": partial(_purge, lambda lab: lab.sizes.some),
