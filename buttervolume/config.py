@@ -311,6 +311,12 @@ def _check_together(config: Config) -> None:
             f"VOLUMES_PATH = {str(volumes)!r} and SNAPSHOTS_PATH = {str(snapshots)!r}: "
             "they must be two directories, neither inside the other"
         )
+    schedules = (config.schedule, config.schedule.with_name(f"{config.schedule.name}.disabled"))
+    if config.history in (*schedules, config.socket):
+        raise ConfigError(
+            f"HISTORY = {str(config.history)!r}: it must be a file of its own, neither SCHEDULE nor "
+            "SOCKET"
+        )
     if config.web is not None and not config.web.is_private and not config.web_token:
         raise ConfigError(
             f"WEB = {config.web}: others can reach this address, so WEB_TOKEN must be set, "

@@ -5,10 +5,12 @@ job or a call: what is recorded is queued, one thread writes, and a file that is
 is put aside.
 """
 
+import errno
 import json
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections import deque
@@ -49,7 +51,7 @@ CREATE TABLE IF NOT EXISTS runs (
     outcome TEXT NOT NULL,
     error TEXT NOT NULL,
     "by" TEXT NOT NULL
-);
+) STRICT;
 CREATE INDEX IF NOT EXISTS runs_by_volume ON runs (volume, id);
 CREATE INDEX IF NOT EXISTS runs_by_start ON runs (started);
 CREATE INDEX IF NOT EXISTS failed_runs ON runs (id) WHERE error != '';
@@ -63,7 +65,7 @@ CREATE TABLE IF NOT EXISTS memories (
     message TEXT NOT NULL,
     "when" TEXT NOT NULL,
     since INTEGER
-) WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;
 """
 _VERSION = 1
 """Of the schema. A newer program's file is put aside like a broken one."""
@@ -306,6 +308,8 @@ class History:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o600)  # what sqlite makes beside it is like it
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
             os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
@@ -319,7 +323,13 @@ class History:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            connection.execute(_SEARCH, (0, True, 0))
             _read_memories(connection)
+        except (sqlite3.OperationalError, TypeError, ValueError, OverflowError) as error:
+            connection.close()
+            if isinstance(error, sqlite3.OperationalError) and _code(error) != sqlite3.SQLITE_ERROR:
+                raise
+            raise _Useless(f"it was not written by this program ({error})") from error
         except BaseException:
             connection.close()
             raise
@@ -458,8 +468,20 @@ def _moment(value: int | None) -> datetime | None:
 
 
 def _run(row: Sequence[object]) -> Run:
-    started, *rest = row
-    return Run(_EPOCH + int(str(started)) * _TICK, *rest)  # type: ignore[arg-type]
+    started, seconds, *texts = row
+    operation, volume, host, snapshot, moved, outcome, error, by = texts
+    return Run(
+        started=_EPOCH + int(str(started)) * _TICK,
+        seconds=float(str(seconds)),
+        operation=str(operation),
+        volume=str(volume),
+        host=str(host),
+        snapshot=str(snapshot),
+        bytes=None if moved is None else int(str(moved)),
+        outcome=str(outcome),
+        error=str(error),
+        by=str(by),
+    )
 
 
 # The state file of earlier versions

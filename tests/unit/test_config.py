@@ -82,6 +82,13 @@ def test_the_history_is_beside_the_schedule_unless_it_is_said_where(file: Path) 
     assert load(file, "SCHEDULE = /a/b.csv\nHISTORY = /c/d").history == Path("/c/d")
 
 
+@pytest.mark.parametrize("history", ["/a/b.csv", "/a/b.csv.disabled", "/a/../a/b.csv", "/s"])
+def test_the_history_is_a_file_of_its_own(file: Path, history: str) -> None:
+    line = problem(file, f"SCHEDULE = /a/b.csv\nSOCKET = /s\nHISTORY = {history}")
+
+    assert "HISTORY" in line
+
+
 def test_every_key_can_be_set_in_either_place(file: Path) -> None:
     given = {
         "DRIVERNAME": "me/buttervolume:1",

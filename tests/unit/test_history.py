@@ -325,6 +325,31 @@ def test_a_database_of_a_newer_version_is_put_aside(
     assert "newer version (99)" in warnings(caplog)[0]
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE runs (something TEXT)",
+        "CREATE TABLE memories (job TEXT)",
+        "CREATE TABLE memories (job, last_success, outcome, failures, first_failure, last_failure,"
+        " message, \"when\", since); INSERT INTO memories VALUES ('x', 'noon', 1, 2, 3, 4, 5, 6, 7)",
+        "CREATE VIEW runs AS SELECT 1",
+        "CREATE TABLE runs_by_start (x)",
+    ],
+)
+def test_a_database_of_another_program_is_put_aside(
+    diary: Diary, script: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = sqlite3.connect(diary.path)
+    connection.executescript(script)
+    connection.close()
+
+    diary.open()
+    diary.history.record(run())
+
+    assert diary.found() == [run()]
+    assert "not written by this program" in warnings(caplog)[0]
+
+
 def test_a_database_that_somebody_has_locked_at_the_start_is_put_aside(
     diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,7 +394,7 @@ def test_while_somebody_locks_it_what_is_recorded_waits_and_nobody_else_does(
     assert len(warnings(caplog)) == 1, "it is said once"
 
 
-@pytest.mark.parametrize("obstacle", ["a directory", "no directory", "a disk that is full"])
+@pytest.mark.parametrize("obstacle", ["a directory", "no directory", "a pipe"])
 def test_a_file_that_cannot_be_written_stops_nothing(
     tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -381,7 +406,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(
             (tmp_path / "file").touch()
             diary.path = tmp_path / "file" / "history.sqlite"
         case _:
-            diary.path = Path("/dev/full")
+            os.mkfifo(diary.path)
 
     assert diary.open() == {}
     for number in range(100):
