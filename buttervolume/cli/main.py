@@ -8,12 +8,10 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from buttervolume import config as configuration
 from buttervolume.cli.parser import build_parser
 from buttervolume.cli.terminal import escaped, say
 from buttervolume.cli.usage import parse
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
 Call = Callable[..., dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a command prints on success, fit for a terminal, and whether all is as it should be."""
 
     lines: list[str]
@@ -323,7 +320,9 @@ _BY_DAEMON = {
 
 def _perform(arguments: argparse.Namespace) -> Outcome:
     """Do what a command is for."""
-    config = configuration.load(os.environ)
+    from buttervolume.config import load
+
+    config = load(os.environ)
     if arguments.command in _LOCAL:
         return Outcome(escaped(_LOCAL[arguments.command](config, arguments)))
     outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
