@@ -1,0 +1,154 @@
+"""The state machine of followed volumes: every invariant over all interleavings that fit in a few
+seconds, over long random histories, and caught mutants of the machine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from buttervolume.hosts.follow import Begin, Decision, Group, How, Policy, Role, Standing, Version
+from tests.support.follow_world import (
+    Limits,
+    Member,
+    Rules,
+    Violation,
+    World,
+    begin,
+    search,
+    walk,
+)
+
+LONG = Limits(writes=6, cuts=8, crashes=4, epochs=7, replications=6)
+POLICIES = pytest.mark.parametrize("policy", list(Policy))
+MEMBERS = pytest.mark.parametrize("members", [2, 3])
+
+
+@POLICIES
+@MEMBERS
+def test_all_interleavings_of_short_histories_keep_the_invariants(
+    policy: Policy, members: int
+) -> None:
+    assert search(Rules(policy), begin(members), limit=3000) >= 3000
+
+
+@POLICIES
+@MEMBERS
+@pytest.mark.parametrize("used_before", [False, True])
+def test_long_random_histories_keep_the_invariants(
+    policy: Policy, members: int, used_before: bool
+) -> None:
+    for seed in range(12):
+        walk(Rules(policy, LONG), begin(members, used_before=used_before), seed)
+
+
+@POLICIES
+@MEMBERS
+def test_when_all_are_back_and_idle_a_mount_succeeds_or_names_the_conflict(
+    policy: Policy, members: int
+) -> None:
+    rules = Rules(policy, LONG)
+    for seed in range(8):
+        world = healed(walk(rules, begin(members, used_before=True), seed, length=80))
+        for name, _ in world.members:
+            answer = mount_alone(rules, world, name)
+            assert answer == "mounted" or (policy is Policy.LATEST and "two lines" in answer), seed
+
+
+def healed(world: World) -> World:
+    everybody = [
+        (name, replace(member, up=True, used=False, lock=None, acquire=None))
+        for name, member in world.members
+    ]
+    names = dict(world.members)
+    links = frozenset(frozenset((a, b)) for a in names for b in names if a != b)
+    return replace(world.changed(*everybody), links=links, epochs=0)
+
+
+def mount_alone(rules: Rules, world: World, name: str) -> str:
+    """Mount there while nothing else happens; what is answered."""
+    for _ in range(40):
+        steps = {
+            label: after
+            for label, after in rules.steps(world)
+            if label == f"mount on {name}" or label.startswith((f"{name}: ", f"{name} answers"))
+        }
+        label, world = list(steps.items())[-1]
+        if " answers " in label:
+            return label.partition(" answers ")[2]
+    raise AssertionError("no answer")
+
+
+# Mutants: each lacks one thing that the protocol needs, and is caught
+
+
+class NoLock(Rules):
+    def takes_lock(self, member: Member) -> bool:
+        return True
+
+    def has_lock(self, member: Member, holder: str) -> bool:
+        return True
+
+
+class NoUseCheck(Rules):
+    def lets_go(self, member: Member) -> bool:
+        return member.role in (Role.OWNER, Role.GRANTED)
+
+
+class BlindGroup(Group):
+    def decide(self, standings: Mapping[str, Standing], *, by_hand: bool = False) -> Decision:
+        unused = {name: replace(s, in_use=False) for name, s in standings.items()}
+        return super().decide(unused, by_hand=by_hand)
+
+
+class FirstWithoutAll(Group):
+    """Whoever does not answer is taken to have nothing."""
+
+    def decide(self, standings: Mapping[str, Standing], *, by_hand: bool = False) -> Decision:
+        silent = {m: Standing(m) for m in self.members if m not in standings}
+        if not any(s.known for s in standings.values()):
+            return Begin(How.FIRST, ())
+        return super().decide({**silent, **standings}, by_hand=by_hand)
+
+
+class GrantedTwice(Group):
+    """A grant is given anew, whether or not its holder may have begun."""
+
+    def decide(self, standings: Mapping[str, Standing], *, by_hand: bool = False) -> Decision:
+        forgetful = {
+            name: replace(s, granted_to=self.me) if s.role is Role.GRANTED else s
+            for name, s in standings.items()
+        }
+        return super().decide(forgetful, by_hand=by_hand)
+
+
+class NoForks(Rules):
+    def flags(self, held: Version, tip: Version) -> bool:
+        return False
+
+
+class NotTold(Group):
+    def must_tell(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("mutant", "members", "used_before"),
+    [
+        (NoLock(Policy.REFUSE, LONG), 2, True),
+        (NoUseCheck(Policy.REFUSE, LONG, group=BlindGroup), 2, True),
+        (Rules(Policy.REFUSE, LONG, group=FirstWithoutAll), 2, False),
+        (Rules(Policy.REFUSE, LONG, group=GrantedTwice), 3, True),
+        (NoForks(Policy.LATEST, LONG), 2, True),
+        (Rules(Policy.LATEST, LONG, group=NotTold), 3, True),
+    ],
+    ids=lambda value: (
+        f"{type(value).__name__}-{value.group.__name__}" if isinstance(value, Rules) else str(value)
+    ),
+)
+def test_a_mutant_is_caught(mutant: Rules, members: int, used_before: bool) -> None:
+    def walk_often() -> None:
+        for seed in range(3000):
+            walk(mutant, begin(members, used_before=used_before), seed)
+
+    with pytest.raises(Violation):
+        walk_often()
