@@ -341,7 +341,7 @@ def test_a_leftover_that_takes_long_to_delete_delays_no_answer(
     daemon = start_daemon()
 
     assert daemon.names() == ["db"]
-    assert f"ready on {daemon.path}" in daemon.stdout()
+    wait_until(lambda: f"ready on {daemon.path}" in daemon.stdout(), what="it to say so")
     daemon.call("Create", Name="new")
     daemon.call("Snapshot", Name="db")
     shim.go_on()

@@ -1,13 +1,14 @@
-"""A directory that many want synced at once."""
+"""A directory that many want synced at once, and a file that gets a new content."""
 
 import os
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from buttervolume.system.files import SharedSync
+from buttervolume.system.files import SharedSync, replace
 from tests.support.wait import wait_until
 
 
@@ -90,3 +91,47 @@ def test_one_failure_is_told_to_one_and_the_others_try_again(disk: Disk, tmp_pat
 
     names.sync()
     assert disk.begun == 3
+
+
+# A new content
+
+
+def test_a_file_keeps_its_owner_mode_and_attributes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+    os.chown(file, 1234, 4321)
+    file.chmod(0o2640)
+    os.setxattr(file, "user.comment", b"keep me")
+    subprocess.run(["setfacl", "-m", "u:7:r", file], check=True)
+    acl = os.getxattr(file, "system.posix_acl_access")
+    mode = file.stat().st_mode
+
+    replace(file, "new")
+
+    status = file.stat()
+    assert file.read_text() == "new"
+    assert (status.st_uid, status.st_gid, status.st_mode) == (1234, 4321, mode)
+    assert os.getxattr(file, "user.comment") == b"keep me"
+    assert os.getxattr(file, "system.posix_acl_access") == acl
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_new_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        replace(tmp_path / "file", "new")
+    finally:
+        os.umask(old)
+
+    assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o600
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+
+    replace(tmp_path / "link", "new")
+
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"

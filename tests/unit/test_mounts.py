@@ -1,5 +1,7 @@
 """What mountinfo means: which directory of which filesystem is mounted where."""
 
+import os
+
 from buttervolume.system.mounts import Mount, of_directory, parse
 
 HOST = b"""\
@@ -34,3 +36,20 @@ def test_the_longest_mount_point_counts_and_of_equal_ones_the_last() -> None:
 def test_a_subvolume_that_is_mounted_as_a_directory_is_found_below_it() -> None:
     mounts = [Mount("0:50", "/@data", "/srv")]
     assert of_directory("/srv/volumes/db", mounts) == ("0:50", "/@data/volumes/db")
+
+
+def test_bytes_that_only_look_like_ends_of_lines_or_fields_are_part_of_a_path() -> None:
+    odd = "a\u2028b\x85c\fd\x1ce\u3000f"
+    line = f"70 60 0:50 /volumes/{odd} /{odd} rw - btrfs /dev/loop0 rw\n".encode()
+
+    assert parse(line) == [Mount("0:50", f"/volumes/{odd}", f"/{odd}")]
+
+
+def test_a_line_that_is_not_understood_stops_no_other() -> None:
+    assert parse(b"\n70 60\nnonsense\n" + HOST) == parse(HOST)
+
+
+def test_names_that_are_no_text_come_back_as_they_are() -> None:
+    (mount,) = parse(b"70 60 0:50 /\xff\\011\\134 /data rw - btrfs /dev/loop0 rw")
+
+    assert os.fsencode(mount.root) == b"/\xff\t\\"
