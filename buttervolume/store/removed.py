@@ -156,8 +156,9 @@ class Removed:
         return target
 
     def purge(self, name: str | None = None) -> Sequence[str]:
-        """Delete removed volumes now: all, or those of a name, or one; return which. Raises
-        NoSuchRemoved, AmbiguousName, OperationFailed."""
+        """Delete removed volumes now: all, or those of a name, or one; return which. Their names
+        are gone from the disk, too, before this returns. Raises NoSuchRemoved, AmbiguousName,
+        OperationFailed."""
         if name is None:
             doomed = self.list()
         elif "@" in name:
@@ -174,6 +175,10 @@ class Removed:
             except OperationFailed as error:
                 failures.append(error)
         self._forget_directory()
+        try:
+            self._volumes.sync_names()
+        except OSError as error:
+            failures.append(OperationFailed("delete removed volumes", error))
         if failures:
             raise failures[0]
         return purged

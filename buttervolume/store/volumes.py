@@ -275,8 +275,7 @@ class Volumes:
             path = self.mountpoint(name)
             self.synchronized.check_free(name)
             try:
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                self.move(path, target)
+                self._move_into_directory(path, target)
                 self._names_on_disk.sync()
             except FileExistsError:
                 raise
@@ -284,6 +283,21 @@ class Volumes:
                 raise OperationFailed(f"remove volume {name}", explain(error, path)) from error
             with self._mounted_guard:
                 self._mounted.pop(name, None)
+
+    def sync_names(self) -> None:
+        """Return when the names among the volumes, and of what was moved here, are on the disk."""
+        self._names_on_disk.sync()
+
+    def _move_into_directory(self, path: Path, target: Path) -> None:
+        """Move a subvolume into a directory that is made for that."""
+        while True:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self.move(path, target)
+                return
+            except FileNotFoundError:
+                if target.parent.exists():  # else somebody has just removed it, for it was empty
+                    raise
 
     @staticmethod
     def move(path: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ import sqlite3
 for line, in sqlite3.connect("{DATA}/config/history.sqlite").execute("PRAGMA integrity_check"):
     print(line)
 """
+REMOVED = f"{VOLUMES}/.buttervolume-removed"
 SKEW = 1.0
 """Seconds by which the name of a snapshot may be older than what is in it: it is named first."""
 
@@ -62,7 +63,8 @@ class Checker:
 
     def _look(self, cut: Cut, host: PowerHost) -> list[str]:
         wait_until(lambda: not host.leftovers(), what=f"{host.name} to be swept")
-        found = [*self._volumes(cut, host), *self._snapshots(cut, host), *self._schedule(cut, host)]
+        found = [*self._volumes(cut, host), *self._removed(cut, host)]
+        found += [*self._snapshots(cut, host), *self._schedule(cut, host)]
         return [f"{host.name}: {problem}" for problem in [*found, *_history(host)]]
 
     def _possible(self, cut: Cut, thing: Thing) -> list[State]:
@@ -77,6 +79,15 @@ class Checker:
             path = host.path(f"{VOLUMES}/{name}") if name in listed else None
             possible = self._possible(cut, Thing(host.name, "volume", name))
             yield from _compare(f"volume {name}", path, possible)
+
+    def _removed(self, cut: Cut, host: PowerHost) -> Iterator[str]:
+        """Of each name, the volume that was removed last."""
+        removed = host.api.call("Volume.Removed")["Removed"]
+        last = {each["Name"]: each["Date"] for each in removed}
+        for name in sorted(last.keys() | self._names(host, "removed")):
+            path = host.path(f"{REMOVED}/{name}@{last[name]}") if name in last else None
+            possible = self._possible(cut, Thing(host.name, "removed", name))
+            yield from _compare(f"removed volume {name}", path, possible)
 
     def _snapshots(self, cut: Cut, host: PowerHost) -> Iterator[str]:
         listed = set(host.api.snapshot_names())

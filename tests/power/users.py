@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from tests.btrfs.harness import btrfs
 from tests.hosts.harness import SNAPSHOTS, VOLUMES
@@ -42,6 +43,11 @@ def volume_thing(host: PowerHost, name: str) -> Thing:
     return Thing(host.name, "volume", name)
 
 
+def removed_thing(host: PowerHost, name: str) -> Thing:
+    """The volume of that name that was removed last, of those that can be had back."""
+    return Thing(host.name, "removed", name)
+
+
 def snapshot_thing(host: PowerHost, name: str) -> Thing:
     return Thing(host.name, "snapshot", name)
 
@@ -65,7 +71,7 @@ class User:
     def choose(self, names: list[str]) -> str | None:
         return self.chance.choice(names) if names else None
 
-    def call(self, endpoint: str, states: dict[Thing, State], **body: object) -> dict[str, object]:
+    def call(self, endpoint: str, states: dict[Thing, State], **body: object) -> dict[str, Any]:
         """A call to alpha that must succeed, and the states that it leads to."""
         begun = time.monotonic()
         answer = self.alpha.api.call(endpoint, **body)
@@ -156,6 +162,8 @@ class Keeper(User):
         self.names = [f"{name}-{number}" for number in range(NAMES)]
         self.volumes: list[str] = []
         self.snapshots: list[str] = []
+        self.removed: dict[str, list[Content]] = {}
+        """What can be had back under each name, the last removed last."""
         self.kinds = {
             "create": self.create,
             "write": self.fill,
@@ -164,6 +172,8 @@ class Keeper(User):
             "restore to a new name": self.restore_new,
             "clone": self.clone,
             "remove": self.remove,
+            "undelete": self.undelete,
+            "purge removed": self.purge_removed,
             "rm": self.remove_snapshot,
         }
 
@@ -233,7 +243,36 @@ class Keeper(User):
         if name is None:
             return False
         self.volumes.remove(name)
-        self.call("Remove", {volume_thing(self.alpha, name): None}, Name=name)
+        thing = volume_thing(self.alpha, name)
+        content = self.record.content(thing)
+        states: dict[Thing, State] = {thing: None, removed_thing(self.alpha, name): content}
+        self.call("Remove", states, Name=name)
+        self.removed.setdefault(name, []).append(content)
+        return True
+
+    def undelete(self) -> bool:
+        """Bring the last of a name back, mostly under that name."""
+        name = self.choose(sorted(self.removed))
+        target = name if self.chance.random() < 0.7 else self._free_name()
+        if name is None or target is None or target in self.volumes:
+            return False
+        contents = self.removed[name]
+        states: dict[Thing, State] = {volume_thing(self.alpha, target): contents.pop()}
+        states[removed_thing(self.alpha, name)] = contents[-1] if contents else None
+        self.call("Volume.Undelete", states, Name=name, Target=target)
+        self.volumes.append(target)
+        if not contents:
+            del self.removed[name]
+        return True
+
+    def purge_removed(self) -> bool:
+        name = self.choose(sorted(self.removed))
+        if name is None:
+            return False
+        answer = self.call(
+            "Volume.Removed.Purge", {removed_thing(self.alpha, name): None}, Name=name
+        )
+        assert len(answer["Purged"]) == len(self.removed.pop(name)), answer
         return True
 
     def remove_snapshot(self) -> bool:
