@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from buttervolume.cli.parser import build_parser
-from buttervolume.cli.terminal import escaped, say
+from buttervolume.cli.terminal import say, show
 from buttervolume.cli.usage import parse
 from buttervolume.errors import ButtervolumeError, NoDaemon
 
@@ -24,7 +24,7 @@ Call = Callable[..., dict[str, Any]]
 
 
 class Outcome(NamedTuple):
-    """What a command prints on success, fit for a terminal, and whether all is as it should be."""
+    """What a command prints on success, and whether what it shows is as it should be."""
 
     lines: list[str]
     is_well: bool = True
@@ -70,11 +70,11 @@ def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
     return [call("VolumeDriver.Snapshot", Name=arguments.volume)["Snapshot"]]
 
 
-def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str] | Outcome:
+def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
     if arguments.long or arguments.json:
         from buttervolume.cli import seeing
 
-        return Outcome(seeing.snapshots(call, arguments))
+        return seeing.snapshots(call, arguments)
     names: list[str] = call("VolumeDriver.Snapshot.List", Name=arguments.volume)["Snapshots"]
     if not names and arguments.volume is not None and not _exists(call, arguments.volume):
         say(f"{arguments.volume}: there is neither such a volume nor a snapshot of it")
@@ -324,9 +324,9 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
 
     config = load(os.environ)
     if arguments.command in _LOCAL:
-        return Outcome(escaped(_LOCAL[arguments.command](config, arguments)))
+        return Outcome(_LOCAL[arguments.command](config, arguments))
     outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
-    return outcome if isinstance(outcome, Outcome) else Outcome(escaped(outcome))
+    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         outcome = _perform(arguments)
         for line in outcome.lines:
-            print(line)
+            show(line)
         print(end="", flush=True)  # now, to learn whether anybody reads it
     except argparse.ArgumentTypeError as error:
         parser.commands[arguments.command].error(str(error))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from buttervolume.cli.terminal import Painted
 from buttervolume.words import printable
 
 _GAP = 2
@@ -53,7 +54,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> list
         for row in everything
     ]
     text = tabulate(shown, tablefmt="plain", disable_numparse=True)
-    return [shown_row.rstrip() for shown_row in text.split("\n")]
+    return [Painted(shown_row.rstrip()) for shown_row in text.split("\n")]
 
 
 def _cell(value: str | Cell) -> Cell:
@@ -74,7 +75,8 @@ def paint(text: str, colour: Colour) -> str:
 
 def line(text: str, colour: Colour) -> str:
     """A line that is no table, such as a heading."""
-    return paint(text, colour) if is_coloured() else text
+    text = printable(text)
+    return Painted(paint(text, colour) if is_coloured() else text)
 
 
 def cut(text: str, width: int) -> str:

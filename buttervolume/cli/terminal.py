@@ -4,7 +4,6 @@ Names and messages may come from containers and other hosts: nothing of them com
 """
 
 import sys
-from collections.abc import Iterable
 
 from buttervolume.words import LONGEST, printable, shortened
 
@@ -14,6 +13,12 @@ def say(message: str) -> None:
     print(shortened(f"buttervolume: {message}", LONGEST), file=sys.stderr)
 
 
-def escaped(lines: Iterable[str]) -> list[str]:
-    """Lines of a result that no terminal takes for more than text."""
-    return [printable(line) for line in lines]
+class Painted(str):
+    """A line that may have colours, and in which all that others named is escaped already."""
+
+    __slots__ = ()
+
+
+def show(line: str) -> None:
+    """Print a line of a result: no terminal takes it for more than text."""
+    print(line if isinstance(line, Painted) else printable(line))

@@ -40,6 +40,7 @@ from buttervolume.names import SnapshotName
 from buttervolume.store import attributes
 from buttervolume.system import btrfs, command, namespace, uuids
 from buttervolume.system.command import Flow, Process
+from buttervolume.words import shortened
 
 SILENCE = 60.0
 """Seconds in which the other side must ask for something."""
@@ -130,7 +131,7 @@ class Peer:
         try:
             self._say({"error": str(error)[:2000], "code": type(error).__name__})
         except (ButtervolumeError, OSError):
-            print(f"buttervolume: {error}", file=sys.stderr)  # noqa: T201 - nobody else is told
+            print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - none else is told
 
     # Requests
 
@@ -362,7 +363,7 @@ def run(config: Config, guard: Guard, asked: str | None) -> bool:
             serve_rsync(config, guard, asked)
         return Peer(config, guard).serve()
     except ButtervolumeError as error:
-        print(f"buttervolume: {error}", file=sys.stderr)  # noqa: T201 - where ssh shows it
+        print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - ssh shows it
         return False
 
 

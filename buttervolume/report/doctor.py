@@ -368,7 +368,8 @@ def _boot_order(point: str) -> Iterator[Finding]:
         table = Path("/etc/fstab").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return  # as in the managed plugin, where nobody can tell
-    points = {fields[1] for fields in map(str.split, table.splitlines()) if len(fields) > 1}
+    rows = [re.split(r"[ \t]+", row.strip(" \t")) for row in table.split("\n")]  # fstab(5)
+    points = {fields[1] for fields in rows if len(fields) > 1}
     if point != "/" and point.replace(" ", "\\040") not in points:
         advice = "put it into /etc/fstab, unless something else mounts it before Docker starts"
         yield note("boot", f"{point} is not in /etc/fstab", advice)

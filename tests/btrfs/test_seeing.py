@@ -133,6 +133,38 @@ def test_colour_is_for_terminals_alone_and_for_those_who_want_it(daemon: Daemon)
     assert "\x1b[" not in daemon.cli("status").stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "db"],
+        ["volumes"],
+        ["usage"],
+        ["snapshots", "--long"],
+        ["log"],
+        ["removed"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+def test_every_table_has_its_colours_and_no_more(daemon: Daemon, arguments: list[str]) -> None:
+    odd = "db\u2028\u202e"
+    subvolume(daemon.place.volumes / odd)
+    for name in ("db", odd):
+        daemon.post("Create", Name=name)
+        daemon.call("Snapshot", Name=name)
+    daemon.call("Schedule", Name=odd, Action="snapshot", Timer="60")
+    daemon.refused("Snapshot", Name="unknown\x1b[2J")
+    daemon.post("Remove", Name=odd)
+
+    shown = seen_on_a_terminal(daemon, 400, *arguments)
+
+    assert "\x1b[" in shown
+    assert r"\x1b[1m" not in shown, "a colour is shown as text"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert all(line.isprintable() for line in plain.replace("\r", "").split("\n")), plain
+
+
 def test_a_hostile_name_stays_on_its_line(daemon: Daemon, place: Place) -> None:
     odd = "a\u2028b\u202ec \x20"
     subvolume(place.volumes / odd)
