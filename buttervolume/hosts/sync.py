@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -48,6 +49,9 @@ _NEVER = ("system.*",)
 """What rsync leaves out by default, as long as there are no rules for attributes (rsync(1)): the
 ACLs among them have an option of their own."""
 _NO_ACLS = re.compile(r"ACLs are not supported|sys_acl_\w+\([^\n]*Operation not supported")
+_GUARDED = "this key does not allow the command"
+"""What is said where the key has a guard, which lets rsync read the volumes and nothing else: it
+needs no look at its version."""
 _LONGEST_LINE = 1 << 16
 _REPORT = "%i %M %n"
 """What a dry run prints of an entry that it would change: how, the time there, the name."""
@@ -66,6 +70,24 @@ esac
 exec rsync "$@"
 """
 """Becomes rsync if that does not follow a directory that is swapped for a link while it reads."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How rsync gets to another host."""
+
+    shell: Sequence[str]
+    """What runs a command there; rsync adds the host."""
+    program: str = ""
+    """What runs there; rsync itself, if nothing is named."""
+    connection: Connection | None = None
+    """What the shell goes through."""
+
+    def explain(self, failure: CommandFailed) -> str:
+        """What was said of a failure of rsync."""
+        if self.connection is None:
+            return ssh.explain(failure)
+        return self.connection.explain(failure, may_be_lost=failure.status in _RSYNC_LOST)
 
 
 class Synchronizer:
@@ -158,35 +180,44 @@ class Synchronizer:
 
     def _bring(self, path: Path, transfer: Transfer) -> None:
         """Bring what is newer on a host, and to the disk."""
-        with ssh.connect(transfer.host, self._port, transfer.flow, self._stall) as connection:
-            transfer.phase = "looking"
-            try:
-                self._rsync(path, transfer, connection, acls=True)
-            except CommandFailed as error:
-                if not _NO_ACLS.search(error.stderr):
-                    raise self._explain(error, connection) from error
-                self._log.warning("%s: without ACLs: %s", path, ssh.explain(error))
-                try:
-                    self._rsync(path, transfer, connection, acls=False)
-                except CommandFailed as second:
-                    raise self._explain(second, connection) from second
+        transfer.phase = "looking"
+        try:
+            with ssh.connect(transfer.host, self._port, transfer.flow, self._stall) as connection:
+                way = _Way(
+                    connection.argv_without_host, ssh.remote_program(_SAFE_RSYNC), connection
+                )
+                self._bring_so(way, path, transfer)
+        except HostFailed as error:
+            if _GUARDED not in error.reason:
+                raise
+            way = _Way((*ssh.command_for(self._port), "-S", "none"))
+            self._bring_so(way, path, transfer)
         try:
             btrfs.sync(path)
         except OSError as error:
             raise OperationFailed("bring the files to the disk", error) from error
 
-    def _explain(self, error: CommandFailed, connection: Connection) -> HostFailed:
-        lost = error.status in _RSYNC_LOST
-        return HostFailed(connection.host, connection.explain(error, may_be_lost=lost))
+    def _bring_so(self, way: "_Way", path: Path, transfer: Transfer) -> None:
+        """Bring it, without ACLs where there are none."""
+        try:
+            self._rsync(path, transfer, way, acls=True)
+        except CommandFailed as error:
+            if not _NO_ACLS.search(error.stderr):
+                raise HostFailed(transfer.host, way.explain(error)) from error
+            self._log.warning("%s: without ACLs: %s", path, ssh.explain(error))
+            try:
+                self._rsync(path, transfer, way, acls=False)
+            except CommandFailed as second:
+                raise HostFailed(transfer.host, way.explain(second)) from second
 
-    def _rsync(self, path: Path, transfer: Transfer, connection: Connection, acls: bool) -> None:
+    def _rsync(self, path: Path, transfer: Transfer, through: "_Way", acls: bool) -> None:
         """Run rsync, first to see what is to be left alone. Raises CommandFailed, Cancelled."""
         argv = [
             "rsync", "--archive", "--hard-links", "--xattrs", "--sparse",
             "--numeric-ids", "--update", "--protect-args", "--no-human-readable",
             f"--timeout={max(1, round(self._stall))}",
-            "--rsh", shlex.join(connection.argv_without_host),
-            "--rsync-path", ssh.remote_program(_SAFE_RSYNC),
+            "--rsh", shlex.join(through.shell),
+            *(["--rsync-path", through.program] if through.program else []),
             *(["--acls"] if acls else []),
             *(f"--filter=-x {pattern}" for pattern in (*_OF_THE_HOST, *_NEVER)),
         ]  # fmt: skip

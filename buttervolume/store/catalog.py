@@ -401,6 +401,10 @@ class Catalog:
             raise NoSnapshots(volume, backup=True)
         return max(backups, key=lambda entry: entry.created_in).snapshot.name
 
+    def received(self, volume: str) -> "frozenset[str]":
+        """The names of a volume's snapshots that came from other hosts."""
+        return frozenset(str(e.snapshot.name) for e in self._entries(volume) if e.is_received)
+
     def is_backup(self, name: SnapshotName) -> bool:
         """Whether a restore made a snapshot, of what it replaced."""
         return any(e.is_backup for e in self._entries(name.volume) if e.snapshot.name == name)

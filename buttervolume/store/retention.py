@@ -171,6 +171,7 @@ def judge(
     pattern: Pattern,
     now: datetime,
     in_transfer: Collection[str] = (),
+    received: Collection[str] = (),
 ) -> list[Verdict]:
     """Decide about the snapshots and the sent markers of one volume, in their order.
 
@@ -183,7 +184,8 @@ def judge(
     band; one that an age cuts in two may hold another for a while, on a host that purges seldom.
 
     Never purged: what has no date or one in the future, the newest snapshot, the newest marker of
-    each host and the snapshot that it marks, and what is in transfer. Such ones count when the
+    each host and the snapshot that it marks, the newest that was `received` from another host, and
+    what is in transfer. Such ones count when the
     oldest of a timeframe is looked for. Markers are judged apart from snapshots, host by host.
     """
     snapshots = list(snapshots)
@@ -193,6 +195,10 @@ def judge(
     protected: dict[str, str] = {}
     for host, group in by_host.items():
         protected |= dict(_protected(host, group, now))
+    copies = [s for s in snapshots if str(s.name) in received and s.taken and s.taken <= now]
+    if copies:  # what its origin sends next is sent as changes of it
+        last = max(copies, key=lambda snapshot: snapshot.taken or now)
+        protected.setdefault(str(last.name), "the newest that was received")
     protected |= dict.fromkeys(in_transfer, "in transfer")
     verdicts = {}
     for group in by_host.values():

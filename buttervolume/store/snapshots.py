@@ -219,7 +219,8 @@ class Snapshots:
                 "was taken here; set the clock, or remove that snapshot"
             )
             return PurgePlan([Verdict(each.name, True, reason) for each in snapshots], warning)
-        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held()))
+        received = self._catalog.received(volume)
+        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held(), received))
 
     def _taken_later(
         self, volume: str, snapshots: Sequence[Snapshot], now: datetime

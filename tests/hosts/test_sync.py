@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.hosts.harness import MEBIBYTE, VOLUMES, Background, Host, Pair
+from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES, Background, Host, Pair
 from tests.hosts.test_failures import impatient_ssh
 from tests.hosts.test_send import content
 from tests.support.wait import wait_until
@@ -143,6 +143,184 @@ def test_files_that_vanish_there_meanwhile_are_no_failure(alpha: Host, volume: s
         assert "beta: rsync: some files were not transferred (exit status 23)" in sync(
             alpha, volume, "beta"
         )
+
+
+# What stays as it is
+
+
+@pytest.mark.usefixtures("there")
+def test_what_is_newer_here_stays_whatever_it_is(alpha: Host, beta: Host, volume: str) -> None:
+    script = """cd "$1"
+make() { # NAME KIND: what lies under a name
+    case $2 in
+        file) echo "$3" > "$1";; link) ln -s "$3" "$1";; dir) mkdir "$1";; fifo) mkfifo "$1";;
+    esac
+    touch -h -d "$4" "$1"
+}
+"""
+    cases = [
+        (here, there, age)
+        for here in ("file", "link", "dir", "fifo")
+        for there in ("file", "link", "fifo")
+        for age in ("newer", "older")
+        if not (here == "dir" and age == "older")
+    ]
+    for host, side in ((alpha, 0), (beta, 1)):
+        lines = [script]
+        for here, there, age in cases:
+            kind = (here, there)[side]
+            date = "2020-01-01" if (side == 0) == (age == "older") else "2024-01-01"
+            name = f"{here} [{there}]* \\ {age}"
+            lines.append(f"make '{name}' {kind} {host.name} {date}\n")
+        host.run("sh", "-ec", "".join(lines), "sh", f"{VOLUMES}/{volume}")
+
+    assert sync(alpha, volume, "beta") == ""
+
+    for here, there, age in cases:
+        path = alpha.file(volume, f"{here} [{there}]* \\ {age}")
+        kind = here if age == "newer" else there
+        found = (
+            "link" if path.is_symlink()
+            else "file" if path.is_file()
+            else "fifo" if path.is_fifo()
+            else "dir"
+        )  # fmt: skip
+        assert found == kind, path.name
+        owner = "alpha" if age == "newer" else "beta"
+        if kind == "link":
+            assert str(path.readlink()) == owner, path.name
+        if kind == "file":
+            assert path.read_text() == f"{owner}\n", path.name
+
+
+def test_attributes_of_a_host_are_neither_brought_nor_removed(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    beta.create(volume, compression="zstd")
+    for host in (alpha, beta):
+        host.run("mkdir", f"{VOLUMES}/{volume}/dir")
+        path = f"{VOLUMES}/{volume}"
+        for name in ("trusted.buttervolume.keep", "trusted.key", "user.key"):
+            host.run("setfattr", "-n", name, "-v", host.name, path)
+    alpha.run("setfattr", "-n", "trusted.buttervolume.only", "-v", "here", f"{VOLUMES}/{volume}")
+    beta.file(volume, "dir/file").write_bytes(b"x" * 5000)
+
+    assert sync(alpha, volume, "beta") == ""
+
+    shown = alpha.run("getfattr", "-d", "-m", "-", f"{VOLUMES}/{volume}").stdout
+    assert 'trusted.buttervolume.keep="alpha"' in shown
+    assert 'trusted.buttervolume.only="here"' in shown
+    assert "btrfs.compression" not in shown
+    assert 'trusted.key="beta"' in shown
+    assert 'user.key="beta"' in shown
+    assert alpha.run("lsattr", "-d", f"{VOLUMES}/{volume}").stdout.split()[0].count("C") == 1
+    assert alpha.file(volume, "dir/file").read_bytes() == b"x" * 5000
+
+
+@pytest.mark.usefixtures("there")
+def test_a_half_done_synchronization_keeps_the_way_back_and_names_it(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    write(alpha, volume, "file", b"ours", 1000)
+    write(beta, volume, "file", b"theirs", 2000)
+    with alpha.shim("rsync", '$real "$@"; exit 23'):
+        error = sync(alpha, volume, "beta")
+    [before] = alpha.snapshot_names(volume)
+    assert f"{volume} as it was before is {before}" in error
+    assert alpha.copied_file(before, "file").read_bytes() == b"ours"
+    assert alpha.file(volume, "file").read_bytes() == b"theirs"
+    assert alpha.api.call("Snapshot.Restore", Name=before)
+    assert alpha.file(volume, "file").read_bytes() == b"ours"
+
+
+@pytest.mark.usefixtures("there")
+def test_a_failure_that_changed_nothing_leaves_no_snapshot(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    write(alpha, volume, "file", b"ours", 1000)
+    write(beta, volume, "file", b"ours", 1000)
+    with alpha.shim("rsync", '$real "$@"; exit 23'):
+        assert "exit status 23" in sync(alpha, volume, "beta")
+    assert alpha.snapshot_names(volume) == []
+
+
+# rsync itself
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("version", ["3.2.7", "3.4.1", "2.6.9"])
+def test_an_rsync_there_that_follows_swapped_links_is_refused(
+    alpha: Host, beta: Host, volume: str, version: str
+) -> None:
+    write(beta, volume, "file", b"theirs", 1000)
+    old = f'[ "$1" != --version ] || {{ echo "rsync  version {version}  protocol"; exit; }}'
+    with beta.shim("rsync", f'{old}; exec $real "$@"'), beta.shim("zcat", "exit 0"):
+        error = sync(alpha, volume, "beta")
+    assert f"rsync {version} there can be led out of the volume" in error
+    assert "install rsync 3.5.0" in error
+    assert not alpha.file(volume, "file").exists()
+
+
+@pytest.mark.usefixtures("there")
+def test_one_that_the_distribution_has_mended_is_used(alpha: Host, beta: Host, volume: str) -> None:
+    write(beta, volume, "file", b"theirs", 1000)
+    old = '[ "$1" != --version ] || { echo "rsync  version 3.4.1  protocol"; exit; }'
+    with (
+        beta.shim("rsync", f'{old}; exec $real "$@"'),
+        beta.shim("zcat", 'echo "  * CVE-2026-53797: mended"'),
+    ):
+        assert sync(alpha, volume, "beta") == ""
+    assert alpha.file(volume, "file").read_bytes() == b"theirs"
+
+
+@pytest.mark.usefixtures("there")
+def test_rsync_here_can_write_the_volume_only(alpha: Host, beta: Host, volume: str) -> None:
+    """One that follows links out of it, as older ones could be led to."""
+    write(beta, volume, "file", b"theirs", 1000)
+    alpha.create(f"{volume}-other")
+    outside = [f"{VOLUMES}/{volume}-other", SNAPSHOTS, "/etc", "/root", "/run", "/tmp", "/dev/shm"]
+    tries = "".join(f"touch {place}/{volume}-escaped 2>/dev/null;" for place in outside)
+    inside = f"touch {VOLUMES}/{volume}/inside; mknod {VOLUMES}/{volume}/null c 1 3"
+    opened = f"echo > {VOLUMES}/{volume}/null && touch {VOLUMES}/{volume}/opened"
+    with alpha.shim("rsync", f'{tries} {inside}; ({opened}) 2>/dev/null; exec $real "$@"'):
+        assert sync(alpha, volume, "beta") == ""
+    assert alpha.file(volume, "inside").exists()
+    assert not alpha.file(volume, "opened").exists()
+    for place in outside:
+        assert not alpha.path(f"{place}/{volume}-escaped").exists(), place
+
+
+@pytest.mark.usefixtures("there")
+def test_what_rsync_brought_is_on_the_disk_when_it_is_called_done(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    write(beta, volume, "file", content(MEBIBYTE), 1000)
+    assert sync(alpha, volume, "beta") == ""
+    image = alpha.run("findmnt", "-no", "SOURCE", "/var/lib/buttervolume").stdout.strip()
+    found = alpha.run("btrfs", "inspect-internal", "dump-tree", "-t", "root", image).stdout
+    changed = alpha.run("btrfs", "subvolume", "show", f"{VOLUMES}/{volume}").stdout
+    number = re.search(r"Subvolume ID:\s+(\d+)", changed)
+    generation = re.search(r"Generation:\s+(\d+)", changed)
+    assert number
+    assert generation
+    assert f"key ({number[1]} ROOT_ITEM" in found
+    assert f"generation {generation[1]} " in found
+
+
+@pytest.mark.usefixtures("there")
+def test_a_peer_without_acls_does_not_fail_what_arrives(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    write(beta, volume, "file", b"theirs", 1000)
+    complain = """
+case "$*" in
+    *--acls*) echo "ACLs are not supported on this server" >&2; exit 4;;
+esac
+exec $real "$@"
+"""
+    with alpha.shim("rsync", complain):
+        assert sync(alpha, volume, "beta") == ""
+    assert alpha.file(volume, "file").read_bytes() == b"theirs"
 
 
 # While it runs

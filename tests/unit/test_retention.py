@@ -838,3 +838,11 @@ def test_whatever_the_times_of_earlier_purges_each_whole_timeframe_has_its_first
     for frame, moments in ever.items():
         assert left[frame][0] == moments[0]
         assert set(left[frame][1:]) <= {host.taken[-1]}, "the newest of all may stay beside it"
+
+
+def test_the_newest_that_was_received_stays_as_the_parent_of_what_comes_next() -> None:
+    snapshots = [dated(f"2020-01-0{day}T00:00") for day in range(1, 5)]
+    copies = [str(snapshot.name) for snapshot in snapshots[:3]]
+    verdicts = judge(snapshots, parse_pattern("1h:1d"), NOW, received=copies)
+    assert [verdict.keep for verdict in verdicts] == [False, False, True, True]
+    assert verdicts[2].reason == "the newest that was received"
