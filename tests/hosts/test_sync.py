@@ -291,23 +291,6 @@ def test_rsync_here_can_write_the_volume_only(alpha: Host, beta: Host, volume: s
 
 
 @pytest.mark.usefixtures("there")
-def test_what_rsync_brought_is_on_the_disk_when_it_is_called_done(
-    alpha: Host, beta: Host, volume: str
-) -> None:
-    write(beta, volume, "file", content(MEBIBYTE), 1000)
-    assert sync(alpha, volume, "beta") == ""
-    image = alpha.run("findmnt", "-no", "SOURCE", "/var/lib/buttervolume").stdout.strip()
-    found = alpha.run("btrfs", "inspect-internal", "dump-tree", "-t", "root", image).stdout
-    changed = alpha.run("btrfs", "subvolume", "show", f"{VOLUMES}/{volume}").stdout
-    number = re.search(r"Subvolume ID:\s+(\d+)", changed)
-    generation = re.search(r"Generation:\s+(\d+)", changed)
-    assert number
-    assert generation
-    assert f"key ({number[1]} ROOT_ITEM" in found
-    assert f"generation {generation[1]} " in found
-
-
-@pytest.mark.usefixtures("there")
 def test_a_peer_without_acls_does_not_fail_what_arrives(
     alpha: Host, beta: Host, volume: str
 ) -> None:
