@@ -314,8 +314,8 @@ def _check_together(config: Config) -> None:
     schedules = (config.schedule, config.schedule.with_name(f"{config.schedule.name}.disabled"))
     if config.history in (*schedules, config.socket):
         raise ConfigError(
-            f"HISTORY = {str(config.history)!r}: it must be a file of its own, neither SCHEDULE nor "
-            "SOCKET"
+            f"HISTORY = {str(config.history)!r}: it must be a file of its own, "
+            "neither SCHEDULE nor SOCKET"
         )
     if config.web is not None and not config.web.is_private and not config.web_token:
         raise ConfigError(

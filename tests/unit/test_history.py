@@ -331,7 +331,7 @@ def test_a_database_of_a_newer_version_is_put_aside(
         "CREATE TABLE runs (something TEXT)",
         "CREATE TABLE memories (job TEXT)",
         "CREATE TABLE memories (job, last_success, outcome, failures, first_failure, last_failure,"
-        " message, \"when\", since); INSERT INTO memories VALUES ('x', 'noon', 1, 2, 3, 4, 5, 6, 7)",
+        " message, [when], since); INSERT INTO memories VALUES ('x', 'noon', 1, 2, 3, 4, 5, 6, 7)",
         "CREATE VIEW runs AS SELECT 1",
         "CREATE TABLE runs_by_start (x)",
     ],
