@@ -40,6 +40,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 3.0
 """Seconds to wait for a lock that a command of a killed daemon may still hold, and for what is
 being worked on when the daemon is told to stop."""
+LAST_WRITE = 0.5
+"""Seconds for what the history has still to write, however long the rest took."""
 
 
 def run(config: Config) -> None:
@@ -138,7 +140,7 @@ def _serve(config: Config) -> None:
         deadline = time.monotonic() + PATIENCE
         scheduler.stop(deadline)
         server.stop(deadline)
-        history.stop(deadline)
+        history.stop(max(deadline, time.monotonic() + LAST_WRITE))
 
 
 def _listen_for_page(web: Address, stack: ExitStack) -> socket.socket | None:
