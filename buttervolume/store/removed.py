@@ -16,6 +16,7 @@ from buttervolume.errors import (
     NoSuchRemoved,
     OperationFailed,
     VolumeExists,
+    VolumesUnavailable,
 )
 from buttervolume.store import attributes
 from buttervolume.store.hindrance import explain
@@ -186,6 +187,10 @@ class Removed:
     def expire(self) -> None:
         """Delete what has been kept for its time, and where there is too little room, the oldest
         before its time: one at a call, since room comes back a while after a deletion."""
+        try:
+            self._volumes.check_available()
+        except VolumesUnavailable:  # which every call tells
+            return
         try:
             kept = self.list()
             now = self._now()

@@ -245,7 +245,11 @@ class Snapshots:
         doomed = [str(verdict.name) for verdict in plan.verdicts if not verdict.keep]
         with self.in_transfer.claim(doomed) as claimed:
             paths = [self._catalog.path / name for name in doomed if name in claimed]
-            failed = {path.name: reason for path, reason in btrfs.delete(paths).items()}
+            failed = {
+                path.name: reason
+                for path, reason in btrfs.delete(paths).items()
+                if not _deleted_as_protected(path)
+            }
             deleted = tuple(path.name for path in paths if path.name not in failed)
             if deleted:
                 try:
@@ -253,6 +257,19 @@ class Snapshots:
                 except OSError as error:
                     raise OperationFailed(f"purge volume {volume}", error) from error
         return Purged(deleted, failed, plan.warning)
+
+
+def _deleted_as_protected(path: Path) -> bool:
+    """Delete a snapshot whose root is immutable, as that of its volume was; False if it is not, or
+    cannot be deleted so either."""
+    try:
+        with btrfs.opened(path) as root:
+            if not root.is_protected():
+                return False
+        nested.delete_tree(path)
+    except (CommandFailed, OSError):
+        return False
+    return True
 
 
 def what_is_left_out(source: Path) -> tuple[str, ...]:

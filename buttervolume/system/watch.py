@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ class Watch:
         self._descriptor = libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
         if self._descriptor < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         mask = _NAMED | _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_ONLYDIR
         if libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask) < 0:
             number = ctypes.get_errno()
@@ -53,8 +55,8 @@ class Watch:
         return changed
 
     def close(self) -> None:
-        """Watch no more."""
-        os.close(self._descriptor)
+        """Watch no more; so it is as well when nobody has this any longer."""
+        self._close()
 
 
 def _events(data: bytes) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ import pytest
 
 from buttervolume.errors import OperationFailed, VolumeMounted
 from buttervolume.store.options import Options
+from buttervolume.store.retention import parse_pattern
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import nested
 from tests.btrfs.conftest import StartDaemon
@@ -419,11 +420,31 @@ def test_a_snapshot_of_an_immutable_volume_can_be_removed(store: Store, volume: 
         store.contents.restore(name, "copy")
     finally:
         subprocess.run(["chattr", "-i", volume], check=True)
-    for name in store.place.snapshot_names():
+    backups = store.place.snapshot_names()
+    store.snapshots.take("evil")
+    purged = store.snapshots.purge("evil", parse_pattern("1m:1m"))
+    assert (purged.deleted, purged.failed) == ((), {}), "all are too young"
+    for name in backups:
         store.snapshots.remove(name)
     store.volumes.remove("copy")
 
-    assert entries(store.place.snapshots) == []
+    assert not {*backups} & {*entries(store.place.snapshots)}
+
+
+def test_a_purge_deletes_the_snapshots_of_an_immutable_volume(store: Store, volume: Path) -> None:
+    subprocess.run(["chattr", "+i", volume], check=True)
+    try:
+        old = [f"evil@2020-01-0{day}T00:00:00.000000" for day in (1, 2, 3)]
+        for name in old:
+            btrfs("subvolume", "snapshot", "-r", volume, store.place.snapshots / name)
+        newest = store.snapshots.take("evil").name
+    finally:
+        subprocess.run(["chattr", "-i", volume], check=True)
+
+    purged = store.snapshots.purge("evil", parse_pattern("1h:1h"))
+
+    assert (purged.deleted, purged.failed) == (tuple(old), {})
+    assert entries(store.place.snapshots) == [newest]
 
 
 # One mutex, many that wait

@@ -17,6 +17,7 @@ from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app
 from buttervolume.cli.parser import build_parser
 from buttervolume.services import Services
+from buttervolume.store.options import OPTIONS
 from tests.support.manual import OTHERS, PAGES, TOP, manual, text
 
 
@@ -132,5 +133,7 @@ def test_every_room_of_the_map_is_there() -> None:
 
 def test_every_volume_option_is_listed() -> None:
     page = text("reference/volumes")
-    for word in ("copyonwrite", "compression", "true", "false", "zlib", "lzo", "zstd"):
+    for word in ("true", "false", "zlib", "lzo", "zstd"):
         assert f"``{word}``" in page
+    for option in OPTIONS:
+        assert re.search(rf"^``{option.name}`` ", page, re.MULTILINE), option
