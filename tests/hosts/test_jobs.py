@@ -230,3 +230,9 @@ def test_the_scheduler_mirrors(pair: Pair, volume: str) -> None:
     taken.append(alpha.api.call("Snapshot", Name=volume)["Snapshot"])
     assert now() == "1 sent"
     assert is_copy(alpha, beta, taken[-1])
+
+    told = alpha.api.call("Log", Name=volume)["Log"]
+    runs = [run for run in told if run["Operation"] == "mirror:beta"]
+    assert [run["Outcome"] for run in runs] == ["3 sent", "unchanged", "1 sent"]
+    assert runs[0]["Bytes"] > runs[2]["Bytes"] > 0
+    assert (runs[2]["Host"], runs[2]["Snapshot"]) == ("beta", taken[-1])
