@@ -62,7 +62,7 @@ class Checker:
         return [f"{host.name}: btrfs check: {problems}"] if problems else []
 
     def _look(self, cut: Cut, host: PowerHost) -> list[str]:
-        wait_until(lambda: not host.leftovers(), what=f"{host.name} to be swept")
+        wait_until(lambda: not host.leftovers(), timeout=60, what=f"{host.name} to be swept")
         found = [*self._volumes(cut, host), *self._removed(cut, host)]
         found += [*self._snapshots(cut, host), *self._schedule(cut, host)]
         return [f"{host.name}: {problem}" for problem in [*found, *_history(host)]]

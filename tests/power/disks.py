@@ -84,7 +84,7 @@ class Disk:
     @contextmanager
     def attached(self) -> Iterator[str]:
         """Its loop device. What mounts it meanwhile keeps it until the unmount."""
-        device = wait_until(self._attach, what="a free loop device")
+        device = wait_until(self._attach, timeout=60, what="a free loop device")
         try:
             yield device
         finally:

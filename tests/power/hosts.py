@@ -48,9 +48,12 @@ class PowerHost(Host):
         if self._disk is None:
             return
         self.kill_transfers()
-        wait_until(lambda: self.run("umount", DATA, check=False).returncode == 0, what="to unmount")
+        wait_until(self._unmount, timeout=60, what=f"{DATA} of {self.name} to be free")
         self._disk.forget(self._device)
         self._disk = None
+
+    def _unmount(self) -> bool:
+        return self.run("umount", DATA, check=False).returncode == 0
 
     def switch_on(self, disk: Disk, environ: Mapping[str, str] | None = None) -> None:
         """Put in a disk and start the daemon on it."""

@@ -85,4 +85,4 @@ class Synchronizer(User):
 class Replicator(Planner):
     """Has jobs of which some send what they have taken."""
 
-    ACTIONS = (*Planner.ACTIONS, "replicate:beta")
+    ACTIONS = (*Planner.ACTIONS, "replicate:beta", "mirror:beta")
