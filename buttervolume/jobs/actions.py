@@ -128,14 +128,12 @@ class Purge(Action):
 
 
 @dataclass(frozen=True)
-class Replicate(Action):
-    """Snapshot the volume and send the snapshot to a host."""
+class WithHost(Action):
+    """What one other host has a part in."""
 
     host: str
 
-    kind = "replicate"
-    usage = "replicate:<host>"
-    protects = takes_snapshots = True
+    protects = True
 
     @classmethod
     def parse(cls, rest: str) -> Self:
@@ -144,8 +142,16 @@ class Replicate(Action):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The receiver."""
+        """That host."""
         return (self.host,)
+
+
+class Replicate(WithHost):
+    """Snapshot the volume and send the snapshot to a host."""
+
+    kind = "replicate"
+    usage = "replicate:<host>"
+    takes_snapshots = True
 
     def run(self, volume: str, tools: Tools) -> Done:
         """Send what is new."""
@@ -153,26 +159,12 @@ class Replicate(Action):
         return Done(sent or "unchanged", sent or "")
 
 
-@dataclass(frozen=True)
-class Mirror(Action):
+class Mirror(WithHost):
     """Send a host every snapshot of the volume that it lacks."""
-
-    host: str
 
     kind = "mirror"
     usage = "mirror:<host>"
-    protects = True
     needs_volume = False  # its snapshots are enough
-
-    @classmethod
-    def parse(cls, rest: str) -> Self:
-        """A host."""
-        return cls(names.check_host(rest))
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The receiver."""
-        return (self.host,)
 
     def run(self, volume: str, tools: Tools) -> Done:
         """Send them, the oldest first; a failure keeps what has arrived."""
@@ -183,26 +175,12 @@ class Mirror(Action):
         return Done(f"{len(sent)} sent", sent[-1].snapshot, warnings)
 
 
-@dataclass(frozen=True)
-class Receive(Action):
+class Receive(WithHost):
     """Receive the newest snapshot of the volume from a host."""
-
-    host: str
 
     kind = "receive"
     usage = "receive:<host>"
-    protects = True
     needs_volume = False
-
-    @classmethod
-    def parse(cls, rest: str) -> Self:
-        """A host."""
-        return cls(names.check_host(rest))
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The sender."""
-        return (self.host,)
 
     def run(self, volume: str, tools: Tools) -> Done:
         """Receive it; nothing is restored."""
