@@ -16,7 +16,7 @@ from buttervolume.jobs.schedule import concerned
 from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
-from buttervolume.words import enumerated
+from buttervolume.words import enumerated, shortened
 
 
 def take_snapshot(services: Services, body: Body) -> Answer:
@@ -203,7 +203,9 @@ def list_jobs(services: Services, _: Body) -> Answer:
         }
         for job in contents.jobs
     ]
-    unreadable = [{"Line": line.shown, "Error": line.error} for line in contents.unreadable]
+    unreadable = [
+        {"Line": line.shown, "Error": shortened(line.error)} for line in contents.unreadable
+    ]
     return {"Schedule": jobs, "Paused": contents.paused, "Unreadable": unreadable}
 
 

@@ -471,6 +471,11 @@ def test_rows_that_nobody_can_read_are_listed_and_removed_by_command(machine: Ma
     ]
     assert "'replicat:beta' is no action" in answer["Unreadable"][0]["Error"]
     assert "whole number" in answer["Unreadable"][1]["Error"]
+    with machine.file.open("a") as file:
+        file.write(f"long,snapshot,{'9' * 100_000}\n")
+    *_, long = daemon.call("Schedule.List")["Unreadable"]
+    assert len(long["Error"]) < 3000
+    daemon.call("Schedule", Name="long", Action="snapshot", Timer="delete")
     done = daemon.cli("scheduled")
     assert done.stdout == "snapshot 60 db (paused)\n"
     assert "porch,snapshot,soon" in done.stderr
