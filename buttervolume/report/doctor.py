@@ -22,7 +22,7 @@ from buttervolume.report.observer import Observer
 from buttervolume.report.status import Kind, Report
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs, command, extents, mounts
+from buttervolume.system import btrfs, command, mounts, quota
 from buttervolume.system.command import Flow, Process
 from buttervolume.words import lines, shortened
 
@@ -275,7 +275,9 @@ class Doctor:
         yield judge_rsync(_printed("rsync", "--version"))
 
     def _quotas(self) -> Iterator[Finding]:
-        if extents.groups(self._volumes.path) is None:
+        with btrfs.opened(self._volumes.path) as directory:
+            are_on = quota.are_on(directory)
+        if not are_on:
             yield good("quotas", "they are off")
         else:
             advice = "they make deleting many snapshots slow; needed for the option size"

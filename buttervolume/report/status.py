@@ -367,19 +367,21 @@ def _next_run(job: Job, memory: Memory, now: datetime) -> datetime | None:
 
 
 def _of_jobs(jobs: Iterable[JobStatus], facts: Facts) -> Iterable[Problem]:
+    """Those that fail, also while they are tried again, and those that are late without failing: a
+    problem stays one until it is solved."""
     for each in jobs:
         job, memory = each.job, each.memory
-        if each.state is State.FAILING:
+        is_running = each.state is State.RUNNING and job.active and not facts.paused
+        if not is_running and each.state not in (State.FAILING, State.LATE):
+            continue
+        if memory.failures:
             times = "once" if memory.failures == 1 else f"{memory.failures} times in a row"
             message = f"has failed {times}: {memory.message}"
-            since = memory.first_failure
-            yield Problem(Kind.FAILING, message, job.volume, job.action, since)
-        late = each.state in (State.LATE, State.RUNNING) and _is_late(job, memory, facts)
-        if late and not facts.paused and job.active:
-            running = ", and is running now" if each.state is State.RUNNING else ""
+            yield Problem(Kind.FAILING, message, job.volume, job.action, memory.first_failure)
+        elif _is_late(job, memory, facts):
+            running = ", and is running now" if is_running else ""
             message = f"has not succeeded for more than twice its period{running}"
-            since = second_run(job, memory)
-            yield Problem(Kind.LATE, message, job.volume, job.action, since)
+            yield Problem(Kind.LATE, message, job.volume, job.action, second_run(job, memory))
 
 
 def _unprotected(facts: Facts) -> Iterable[Problem]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from buttervolume.errors import CommandFailed, OperationFailed
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs, extents
+from buttervolume.system import btrfs, extents, quota
 from buttervolume.system.command import Flow
 
 
@@ -46,7 +46,8 @@ class Meter:
                 measured = extents.measure(
                     path, [self._catalog.path / str(other) for other in others], Flow()
                 )
-                group = extents.groups(path)
+                with btrfs.opened(path) as root:
+                    group = quota.count(root)
         except (CommandFailed, OSError) as error:
             raise OperationFailed(f"measure volume {name}", error) from error
         used, exclusive = group or (measured.used, measured.exclusive)

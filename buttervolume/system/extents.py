@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buttervolume.system import btrfs, command
-from buttervolume.system.btrfs import Directory
+from buttervolume.system.btrfs import ROOT_INODE, Directory
 from buttervolume.system.command import Flow
+from buttervolume.system.trees import EVERYTHING
 
 _TREE_SEARCH_V2 = 0xC0709411  # BTRFS_IOC_TREE_SEARCH_V2
-_QUOTA_TREE = 8  # BTRFS_QUOTA_TREE_OBJECTID
-_QGROUP_INFO = 242  # BTRFS_QGROUP_INFO_KEY
 _EXTENT_DATA = 108  # BTRFS_EXTENT_DATA_KEY
 _SEARCH_KEY = struct.Struct("=7Q4I4QQ")
 _ITEM_HEADER = struct.Struct("=QQQII")
 _BUFFER = 1 << 20
-_EVERYTHING = (1 << 64) - 1
 _FILE_EXTENT = struct.Struct("=QQBBHB")
 _PLACE = struct.Struct("=QQ")
-_GROUP = struct.Struct("=5Q")
 _INLINE = 0  # BTRFS_FILE_EXTENT_INLINE
 
 
@@ -40,21 +37,6 @@ class Measured:
     """Of that, what none of the others refers to."""
     others: int
     """What goes if the others go: what they refer to and it does not."""
-
-
-def groups(path: Path) -> tuple[int, int] | None:
-    """What a subvolume refers to, and what nobody else does, by its quota group; None where quotas
-    are off. Raises OSError."""
-    with btrfs.opened(path) as root:
-        tree = root.info().tree
-        try:
-            for number, kind, offset, item in _items(root, _QUOTA_TREE, 0, _QGROUP_INFO, tree):
-                if (number, kind, offset) == (0, _QGROUP_INFO, tree):
-                    _, referenced, _, exclusive, _ = _GROUP.unpack_from(item)
-                    return referenced, exclusive
-        except FileNotFoundError:
-            pass
-    return None
 
 
 def measure(path: Path, others: Sequence[Path], flow: Flow) -> Measured:
@@ -89,7 +71,7 @@ def _extents(root: Directory) -> tuple[dict[int, int], int]:
     in the tree itself."""
     found: dict[int, int] = {}
     inline = 0
-    for _, kind, _, item in _items(root, 0, 256, 0, 0):
+    for kind, item in _items(root):
         if kind != _EXTENT_DATA:
             continue
         if item[20] == _INLINE:
@@ -101,16 +83,14 @@ def _extents(root: Directory) -> tuple[dict[int, int], int]:
     return found, inline
 
 
-def _items(
-    root: Directory, tree: int, number: int, kind: int, offset: int
-) -> Iterator[tuple[int, int, int, memoryview]]:
-    """All items of a tree from a key on: number, kind, offset and content, each to be read before
-    the next one is asked for. Tree 0 is the directory's own."""
+def _items(root: Directory) -> Iterator[tuple[int, memoryview]]:
+    """All items of a subvolume's tree: kind and content, each to be read before the next one."""
     request = bytearray(_SEARCH_KEY.size + _BUFFER)
     view = memoryview(request)
+    number, kind, offset = ROOT_INODE, 0, 0
     while True:
         _SEARCH_KEY.pack_into(
-            request, 0, tree, number, _EVERYTHING, offset, _EVERYTHING, 0, _EVERYTHING,
+            request, 0, 0, number, EVERYTHING, offset, EVERYTHING, 0, EVERYTHING,
             kind, 255, (1 << 32) - 1, 0, 0, 0, 0, 0, _BUFFER,
         )  # fmt: skip
         fcntl.ioctl(root.descriptor, _TREE_SEARCH_V2, request)
@@ -121,9 +101,9 @@ def _items(
         for _ in range(count):
             _, number, offset, kind, length = _ITEM_HEADER.unpack_from(request, at)
             at += _ITEM_HEADER.size + length
-            yield number, kind, offset, view[at - length : at]
+            yield kind, view[at - length : at]
         offset += 1
-        if offset > _EVERYTHING:
+        if offset > EVERYTHING:
             offset, kind = 0, kind + 1
 
 

@@ -37,11 +37,19 @@ def set_limit(root: Directory, size: int) -> None:
 
 def referenced(root: Directory) -> int | None:
     """How many bytes a subvolume refers to, if its filesystem counts that."""
+    counted = count(root)
+    return None if counted is None else counted[0]
+
+
+def count(root: Directory) -> tuple[int, int] | None:
+    """How many bytes a subvolume refers to, and how many of them nothing else does, if its
+    filesystem counts that."""
     tree = root.info().tree
     try:
         for number, item in Search(root).items(_QUOTA_TREE, 0, _QGROUP_INFO, tree, tree):
             if number == tree:
-                return int(_INFO.unpack_from(item)[1])
+                _, counted, _, exclusive, _ = _INFO.unpack_from(item)
+                return counted, exclusive
     except FileNotFoundError:
         pass
     return None

@@ -137,6 +137,17 @@ def test_a_job_that_runs_late_is_running_and_a_problem_all_the_same() -> None:
     assert "running now" in made.problems[0].message
 
 
+def test_a_job_that_fails_stays_a_problem_while_it_is_tried_again() -> None:
+    tried = report(with_job(FAILED, "db,snapshot,60", "snapshot db"))
+    long_ago = failed(succeeded(Memory(), NOON - 9 * HOUR, "x"), NOON - MINUTE, "no route")
+    late = report(with_job(long_ago, "db,snapshot,60", "snapshot db"))
+
+    assert tried.jobs[0].state is State.RUNNING
+    assert kinds(tried) == kinds(late) == [("failing", "db")]
+    paused = replace(with_job(FAILED, "db,snapshot,60", "snapshot db"), paused=True)
+    assert kinds(report(paused)) == []
+
+
 def test_a_failing_job_says_how_often_since_when_and_why() -> None:
     memory = succeeded(Memory(), NOON - 9 * HOUR, "x")
     for minutes in (30, 20, 10):

@@ -1,6 +1,7 @@
 """The page in a real browser: what a person sees by eye, by keyboard, on a phone, in the dark, with
 a screen reader, and without script."""
 
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -275,6 +276,23 @@ def test_the_page_comes_up_to_date_by_itself(site: Site, place: Place) -> None:
             .get_attribute("href")
             .endswith("bad.svg")
         )
+
+
+def test_a_transfer_under_way_moves(start_site: StartSite, runtime: Path) -> None:
+    ssh = runtime / "bin/ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nexec sleep 100\n")
+    ssh.chmod(0o755)
+    site = start_site(PATH=f"{ssh.parent}:{os.environ['PATH']}", BUTTERVOLUME_TIMER="1")
+    site.daemon.call("Create", Name="db")
+    site.daemon.call("Schedule", Name="db", Action="replicate:far", Timer="60")
+    wait_until(lambda: site.daemon.call("Transfers")["Transfers"], what="the transfer")
+    with browser() as driver:
+        look(driver, site)
+        before = text(driver, "#transfers li")
+        assert "far" in before
+        wait_until(lambda: text(driver, "#transfers li") != before, what="it to move")
+    site.daemon.stop()
 
 
 def test_somebody_who_reads_or_types_is_not_disturbed(shop: Site) -> None:
