@@ -21,6 +21,9 @@ from buttervolume.words import shortened
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at the report."""
+SETTLE = 30.0
+"""Seconds after a start in which nothing is told: what was missed while the host was off is made up
+for then."""
 BETWEEN_MESSAGES = 60.0
 """Seconds between two messages, at the least."""
 _MOST_LINES = 20
@@ -143,7 +146,7 @@ class Notifier:
         self._memory = memory
         self._clock = clock
         self._told: dict[Key, str] = {}
-        self._next = clock()
+        self._next = clock() + SETTLE
         self._complained = False
         self._log = logging.getLogger(__name__)
 

@@ -95,7 +95,7 @@ def test_a_problem_reaches_mail_ntfy_and_json_and_so_does_its_end(
     daemon.call("Create", Name="db")
     daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="60")
 
-    wait_until(lambda: len(hook.got) >= 2 and mailbox.got, timeout=60, what="the messages")
+    wait_until(lambda: len(hook.got) >= 2 and mailbox.got, timeout=90, what="the messages")
 
     said = "unprotected: db: "
     by_path = dict(hook.got)
@@ -144,6 +144,6 @@ def test_a_post_that_is_down_holds_up_no_job_and_no_end(start_daemon: StartDaemo
     daemon.call("Schedule", Name="web", Action="snapshot", Timer="60")
 
     wait_until(lambda: daemon.snapshot_names("web"), what="the job")
-    wait_until(lambda: "cannot send a notice" in daemon.stderr(), timeout=60, what="the complaint")
+    wait_until(lambda: "cannot send a notice" in daemon.stderr(), timeout=90, what="the complaint")
     daemon.stop()
     assert secret not in daemon.stderr() + daemon.stdout()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from buttervolume.errors import OperationFailed
 from buttervolume.report.notices import (
     BETWEEN_MESSAGES,
+    SETTLE,
     Apprise,
     Message,
     Notifier,
@@ -73,6 +74,11 @@ def test_a_problem_is_told_once_when_it_begins_and_once_when_it_ends(stage: Stag
         "host: 1 problem with volumes",
         "host: all is well again with the volumes",
     ]
+
+
+def test_right_after_a_start_nothing_is_told(stage: Stage) -> None:
+    assert stage.look(LATE, after=SETTLE - 1) == []
+    assert stage.look(LATE, after=1) == [describe(LATE)]
 
 
 def test_there_is_one_message_a_minute_and_it_has_all_the_news(stage: Stage) -> None:
