@@ -53,12 +53,13 @@ for left in "$1"/.buttervolume-receiving-*; do
         fi
         if is_subvolume "$1/$copy"; then btrfs subvolume delete "$1/$copy" >&2 || exit 0; fi
         rm -f "$left"
-    ) 9<"$left"
+    ) 9<"$left" || [ ! -e "$left" ]
 done
 """
 """Removes what sends of this host, $4, have left behind. A note is locked while its copy is being
 received; but there is one send of a volume at a time, so that one of this volume has lost its
-connection, which sshd may notice much later."""
+connection, which sshd may notice much later. A note that cannot be opened any more has been removed
+by the end of the send of another volume."""
 
 _LOOK = (
     _COMMON
