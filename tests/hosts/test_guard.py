@@ -486,3 +486,36 @@ def test_nonsense_ends_the_session_and_nothing_else(key: Key, beta: Host) -> Non
     ):  # fmt: skip
         answer = key.ask(said)
         assert "Traceback" not in answer.stderr + answer.stdout.decode(errors="replace"), said
+
+
+def test_a_daemon_sends_by_a_push_key_and_its_next_send_is_of_the_changes(
+    push: Key, alpha: Host, beta: Host, volumes: tuple[str, str]
+) -> None:
+    shop, secret = volumes
+    with push.in_use():
+        first = alpha.snapshot(shop)
+        assert alpha.send(first, beta) == ""
+        alpha.file(shop, "more").write_text("more")
+        second = alpha.snapshot(shop)
+        assert alpha.send(second, beta) == ""
+        assert "not for this volume" in alpha.send(alpha.snapshot(secret), beta)
+
+    assert beta.snapshot_names(shop) == [first, second]
+    assert beta.show(second)["Parent UUID"] == beta.show(first)["UUID"]
+    assert beta.copied_file(second, "more").read_text() == "more"
+
+
+def test_a_daemon_receives_by_a_pull_key_and_leaves_its_mark(
+    pull: Key, alpha: Host, beta: Host, volumes: tuple[str, str]
+) -> None:
+    shop, secret = volumes
+    beta.snapshot(secret)
+    snapshot = beta.snapshot(shop)
+    with pull.in_use():
+        answer = alpha.api.call("Snapshot.Receive", Name=shop, Host="beta")
+        refused = alpha.start("Snapshot.Receive", Name=secret, Host="beta").error()
+
+    assert answer["Snapshot"] == snapshot
+    assert alpha.copied_file(snapshot, "ware").read_text() == "a ware of the shop"
+    assert beta.snapshot_names(shop) == [snapshot, f"{snapshot}@alpha"]
+    assert "not for this volume" in refused
