@@ -1,5 +1,6 @@
 """The machines of a run, each made when the first benchmark needs it."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -179,6 +180,8 @@ class Lab:
     def _peer(self) -> Host:
         machine = self._machine("peer")
         machine.start_sshd()
+        env = shlex.join(f"{key}={value}" for key, value in self._ours.env.items())
+        machine.install(f'exec env {env} {shlex.join(self._ours.argv)} "$@"')
         return Host(machine, self._ours)
 
     def docker(self, host: Host) -> Dockerd:

@@ -1,12 +1,14 @@
 """To and from another host, over ssh."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from buttervolume.system import btrfs
 from tests.benchmarks.host import SNAPSHOTS, VOLUMES, Host
 from tests.benchmarks.lab import FEW, Lab, few, on_each
 from tests.benchmarks.measure import Measurement, Samples, interleave, medians, percentile
@@ -15,6 +17,8 @@ from tests.benchmarks.subjects import BARE_SNAPSHOTS, BARE_VOLUMES, Api
 from tests.support.machine import DATA
 
 TRANSFER_GOAL = Goal(1.05, "bare")
+CHANGE_GOAL = Goal(1.15, "bare")
+CHECKED_GOAL = Goal(1 / 0.9, "bare")
 PATIENCE_GOAL = Goal(0.005)
 PAUSE = 0.002
 """Seconds between two questions while a send is going on."""
@@ -127,7 +131,48 @@ def _send_changes(lab: Lab) -> list[Row]:
     measurements["bare"] = partial(_send_change_bare, lab, volume, parents)
     samples = interleave(max(lab.sizes.transfers, lab.sizes.commands // 4), measurements, 2)
     what = f"incremental send of {_size(lab.sizes.change)}"
-    return [Row(what, medians(samples), goal=TRANSFER_GOAL)]
+    return [Row(what, medians(samples), goal=CHANGE_GOAL)]
+
+
+CHECK = """
+import sys
+from uuid import UUID
+from buttervolume.hosts.stream import Announced, Checker
+from buttervolume.hosts.wire import Inlet
+from buttervolume.system.command import Flow, enlarge
+name, uuid, ctransid = sys.argv[1:]
+enlarge(1)
+checker = Checker(Announced(name, UUID(uuid), int(ctransid)))
+Inlet(0).pass_stream(checker, 1, stall=60, flow=Flow())
+"""
+"""Checks a stream between its input and its output."""
+
+
+def _check_stream(lab: Lab) -> list[Row]:
+    """A stream from one directory to another, as it is and through the checker."""
+    host, volume = lab.ours, lab.name()
+    host.runner.run(["mkdir", "-p", RECEIVED])
+    snapshot = _snapshot(lab, host, volume, _fill_large)
+    host.sync()
+    info = btrfs.info(host.machine.path(f"{SNAPSHOTS}/{snapshot}"))
+    python = Path(host.program.argv[0]).with_name("python")
+    check = shlex.join([str(python), "-c", CHECK, snapshot, str(info.uuid), str(info.changed)])
+
+    def receive(through: str) -> float:
+        host.sync()
+        pipe = f"btrfs send -q {SNAPSHOTS}/{snapshot} {through} | btrfs receive -q {RECEIVED}"
+        seconds = host.runner.time(["bash", "-c", f"set -o pipefail; {pipe}"])
+        host.runner.run(["btrfs", "subvolume", "delete", f"{RECEIVED}/{snapshot}"])
+        return seconds
+
+    measurements: dict[str, Measurement] = {
+        "ours": partial(receive, f"| {check}"),
+        "bare": partial(receive, ""),
+    }
+    samples = interleave(lab.sizes.transfers, measurements)
+    _remove(lab, volume)
+    what = f"stream of {_size(lab.sizes.large_file)}, checked"
+    return [Row(what, medians(samples), goal=CHECKED_GOAL, unit="s")]
 
 
 def _start_chain(lab: Lab, host: Host) -> str:
@@ -285,5 +330,6 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
         _send_in_full, lambda lab: f"{lab.sizes.small_files:,} small files", _fill_small
     ),
     "send-change": _send_changes,
+    "check-stream": _check_stream,
     "sync": _sync,
 }
