@@ -53,7 +53,8 @@ def run(config: Config) -> None:
 
 def _serve(config: Config) -> None:
     log = logging.getLogger(__name__)
-    for warning in (*config.warnings, *misplaced(config, Path.home() / ".ssh")):
+    warnings = (*config.warnings, *misplaced(config, Path.home() / ".ssh"))
+    for warning in warnings:
         log.warning("%s", warning)
     signals = catch_signals()
     connections = allow_connections()
@@ -102,7 +103,7 @@ def _serve(config: Config) -> None:
             scheduler=scheduler,
             observer=observer,
             meter=Meter(volumes, catalog),
-            doctor=Doctor(volumes, catalog, observer, config.warnings, config.ssh_port),
+            doctor=Doctor(volumes, catalog, observer, warnings, config.ssh_port),
             notifier=Notifier(
                 observer.report,
                 apprise,

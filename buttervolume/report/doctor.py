@@ -220,7 +220,8 @@ class Doctor:
         warnings: Sequence[str],
         port: int,
     ) -> None:
-        """`warnings` are those of the configuration, `port` is that of the other hosts' sshd."""
+        """`warnings` are what is odd about the configuration and where its files are; `port` is
+        that of the other hosts' sshd."""
         self._volumes = volumes
         self._catalog = catalog
         self._observer = observer

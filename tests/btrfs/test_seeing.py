@@ -357,3 +357,34 @@ def test_usage_by_extents_and_by_groups(tmp_path: Path, runtime: Path) -> None:
         assert re.search(r"^db +10\.0 MiB +2\.0 MiB +4\.0 MiB$", table[1])
         assert daemon.refused("Usage", Name="nobody")
         daemon.stop()
+
+
+# The doctor
+
+
+def test_the_doctor_finds_nothing_bad_here_and_tells_of_what_is_odd(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon(BUTTERVOLUME_NONSENSE="1")
+    daemon.call("Create", Name="db")
+
+    done = daemon.cli("doctor", "--json")
+
+    found = json.loads(done.stdout)["Findings"]
+    assert [finding for finding in found if finding["Level"] == "bad"] == []
+    assert done.returncode == 0
+    odd = [finding["Message"] for finding in found if finding["Check"] == "configuration"]
+    assert any("NONSENSE" in message for message in odd)
+
+
+def test_the_doctor_says_what_to_do_about_each_problem(daemon: Daemon, place: Place) -> None:
+    daemon.call("Create", Name="db")
+    path = place.snapshots / old("db", timedelta(days=-2))
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", path)
+    daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="60")
+
+    done = daemon.cli("doctor")
+
+    assert done.returncode == 1
+    assert re.search(r"^bad +clock .*timedatectl", done.stdout, re.M)
+    assert re.search(r"^bad +unprotected +db: .*add a snapshot", done.stdout, re.M)
