@@ -69,9 +69,7 @@ def restore(services: Services, body: Body) -> Answer:
         undo=body.flag("Undo"),
         at=body.optional_text("At"),
     )
-    answer: Answer = {"Restored": restored.snapshot, "Volume": restored.volume}
-    if restored.age is not None:
-        answer["Age"] = round(restored.age.total_seconds())
+    answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:
         answer["VolumeBackup"] = restored.backup
     if restored.warnings:

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,13 +103,23 @@ def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
     )
     backup = answer.get("VolumeBackup")
     if "Restored" in answer:  # a daemon before 3.15 does not tell
-        from buttervolume import human
-
-        age = answer.get("Age", -1)
-        old = f" ({human.duration(timedelta(seconds=age))} old)" if age >= 0 else ""
+        snapshot = answer["Restored"]
+        volume, _, date = snapshot.partition("@")
         rest = f"; what it held is in {backup}" if backup else ""
-        say(f"restored {answer['Volume']} from {answer['Restored']}{old}{rest}")
+        say(f"restored {arguments.target or volume} from {snapshot}{_age(date)}{rest}")
     return [backup] if backup else []
+
+
+def _age(date: str) -> str:
+    """How old a snapshot of this date is, if that can be told."""
+    from buttervolume import human
+
+    try:
+        now = datetime.now().astimezone().replace(tzinfo=None)
+        length = now - datetime.fromisoformat(date)
+    except (ValueError, TypeError):  # in another format, or of another time zone
+        return ""
+    return f" ({human.duration(length)} old)" if length >= timedelta() else ""
 
 
 def _clone(call: Call, arguments: argparse.Namespace) -> list[str]:

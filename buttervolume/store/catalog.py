@@ -261,11 +261,6 @@ class Catalog:
         except ValueError:
             return None
 
-    def age(self, name: SnapshotName) -> timedelta | None:
-        """How long ago a snapshot was taken, by the date in its name."""
-        taken = self.moment_of(name)
-        return None if taken is None else self._now() - taken
-
     def parse_moment(self, text: str) -> datetime:
         """The moment, local time, that a date in the configured format or in ISO 8601 means. Raises
         BadRestore."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from buttervolume import names
@@ -36,9 +35,6 @@ class Restored:
     """Which one is the content now."""
     backup: str | None
     """The snapshot of what the volume held before, if there was one."""
-    volume: str
-    age: timedelta | None
-    """How old the snapshot is by the date in its name, if that can be read."""
     warnings: tuple[str, ...] = ()
 
 
@@ -137,7 +133,7 @@ class Contents:
                     )
         if os.path.lexists(path):
             warnings.append(f"{path}, the old content, cannot be removed now; see the log")
-        return Restored(str(snapshot), backup, target, self._catalog.age(snapshot), tuple(warnings))
+        return Restored(str(snapshot), backup, tuple(warnings))
 
     def _choose(self, name: str, *, undo: bool, at: str | None) -> tuple[SnapshotName, list[str]]:
         """The snapshot that is meant, and what is odd about that."""

@@ -464,7 +464,7 @@ def test_a_request_cut_off_in_its_body_has_no_effect(plugin: Daemon, name: str) 
 
 @pytest.mark.parametrize(
     "opts",
-    [{"size": "1G"}, {"copyonwrite": "maybe"}, {"compression": "true", "copyonwrite": "false"}],
+    [{"colour": "red"}, {"copyonwrite": "maybe"}, {"compression": "true", "copyonwrite": "false"}],
 )
 def test_options_are_checked_first_and_list_what_is_valid(
     plugin: Daemon, volume: str, opts: dict[str, str]
@@ -556,7 +556,7 @@ def test_snapshot_list_restore_and_remove(plugin: Daemon, volume: str) -> None:
     answer = plugin.call("Snapshot.Restore", Name=snapshot)
     backup = answer["VolumeBackup"]
 
-    assert set(answer) == {"Err", "VolumeBackup"}
+    assert answer == {"Err": "", "Restored": snapshot, "VolumeBackup": backup}
     assert file.read_text() == "old"
     assert plugin.snapshot_names(volume) == [snapshot, backup]
     assert plugin.call("Snapshot.Remove", Name=snapshot) == {"Err": ""}
