@@ -47,13 +47,15 @@ def received_uuid(path: Path) -> UUID | None:
 def test_nobody_else_loses_what_directories_are_swapped_for(
     store: Store, volume: Path, operation: str
 ) -> None:
-    """On the code that looked up paths twice, one of the rounds meets the link."""
+    """Code that looks up paths twice finds what is nested behind the link instead, and deletes that
+    by number: in one of four rounds or so."""
     victim = store.place.directory / "victim"
     victim.mkdir()
-    subvolume(victim / "name", {"file": "precious"})
+    subvolume(victim / "name")
+    subvolume(victim / "name/nested", {"file": "precious"})
     snapshot = store.snapshots.take("evil").name
-    for _ in range(4):
-        with running_in_container("swap_forever", volume, victim, "name", 60):
+    for _ in range(8):
+        with running_in_container("swap_forever", volume, victim, "name", 200):
             if operation == "remove":
                 store.volumes.remove("evil")
             elif operation == "restore":
@@ -61,7 +63,7 @@ def test_nobody_else_loses_what_directories_are_swapped_for(
             else:
                 volume.rename(store.place.volumes / ".buttervolume-restore-1")
                 store.volumes.sweep(store.volumes.leftovers())
-        assert (victim / "name/file").read_text() == "precious"
+        assert (victim / "name/nested/file").read_text() == "precious"
         assert store.place.own_names() == []
         if operation != "restore":
             store.volumes.create("evil", Options())
