@@ -121,6 +121,8 @@ class Peer:
             self._complain(PeerGone(f"the request cannot be understood: {error!r}"))
             return False
         self._say(answer or {})
+        if verb == "look":
+            _get_ready()
         return True
 
     def _say(self, message: Mapping[str, object]) -> None:
@@ -365,6 +367,13 @@ def run(config: Config, guard: Guard, asked: str | None) -> bool:
     except ButtervolumeError as error:
         print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - ssh shows it
         return False
+
+
+def _get_ready() -> None:
+    """Import what a stream will need, while the other side decides whether to send one."""
+    import concurrent.futures.thread  # noqa: F401
+
+    import crc32c  # noqa: F401
 
 
 def stream_version() -> int:
