@@ -132,9 +132,8 @@ class Checker:
     def _send_again(self, cut: Cut) -> list[str]:
         """Send what had arrived last, or was on its way, once more: it must arrive whole."""
         alpha, beta = self.hosts
-        sent = [
-            name for name in alpha.api.snapshot_names() if name in self._names(beta, "snapshot")
-        ]
+        known = {name for name in self._names(beta, "snapshot") if name.startswith("sender")}
+        sent = [name for name in alpha.api.snapshot_names() if name in known]
         if not sent:
             return []
         name = max(sent, key=lambda name: name.split("@")[1])

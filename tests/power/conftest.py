@@ -1,6 +1,7 @@
 """Two hosts on one network, and a shelf for their disks."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,17 @@ class Laboratory:
     alpha: PowerHost
     beta: PowerHost
     shelf: Path
+
+    @contextmanager
+    def peers(self, *, installed: bool) -> Iterator[bool]:
+        """Meanwhile, each finds `buttervolume` on the other host, or shell scripts have to do."""
+        for host in (self.alpha, self.beta) if installed else ():
+            host.install()
+        try:
+            yield installed
+        finally:
+            for host in (self.alpha, self.beta) if installed else ():
+                host.uninstall()
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,51 @@ class Sender(User):
         return True
 
 
+class Receiver(User):
+    """Receives snapshots that were taken on beta, each as changes of the one before."""
+
+    def __init__(self, world: World, name: str, chance: random.Random) -> None:
+        super().__init__(world, name, chance)
+        self.volume = f"{name}-db"
+        self.kinds = {"write": self.fill, "receive": self.receive}
+        self._received: list[str] = []
+
+    def begin(self) -> None:
+        begun = time.monotonic()
+        self.beta.api.call("Create", Name=self.volume)
+        states: dict[Thing, State] = {volume_thing(self.beta, self.volume): Content()}
+        self.record.add(begun, time.monotonic(), states)
+        self.fill()
+
+    def fill(self) -> bool:
+        return self.write(self.beta, self.volume, sync=self.chance.random() < 0.5)
+
+    def receive(self) -> bool:
+        self._remove_old()
+        content = self.record.content(volume_thing(self.beta, self.volume)).copied()
+        begun = time.monotonic()
+        name = str(self.beta.api.call("Snapshot", Name=self.volume)["Snapshot"])
+        self.record.add(begun, time.monotonic(), {snapshot_thing(self.beta, name): content})
+        states: dict[Thing, State] = {
+            snapshot_thing(self.alpha, name): content,
+            snapshot_thing(self.beta, f"{name}@{self.alpha.name}"): content,
+        }
+        if self._received:
+            before = f"{self._received[-1]}@{self.alpha.name}"
+            states[snapshot_thing(self.beta, before)] = None
+        self.call("Snapshot.Receive", states, Name=self.volume, Host=self.beta.name)
+        self._received.append(name)
+        return True
+
+    def _remove_old(self) -> None:
+        while len(self._received) >= MOST_SNAPSHOTS:
+            name = self._received.pop(0)
+            for host in (self.alpha, self.beta):
+                begun = time.monotonic()
+                host.api.call("Snapshot.Remove", Name=name)
+                self.record.add(begun, time.monotonic(), {snapshot_thing(host, name): None})
+
+
 class Synchronizer(User):
     """Brings the files of a volume on beta into its namesake on alpha."""
 

@@ -12,7 +12,7 @@ from tests.power.checks import Checker
 from tests.power.conftest import Laboratory
 from tests.power.disks import Disk
 from tests.power.record import Record
-from tests.power.senders import Replicator, Sender, Synchronizer
+from tests.power.senders import Receiver, Replicator, Sender, Synchronizer
 from tests.power.storm import Cut, Scene, Storm, draw_scene
 from tests.power.users import (
     Clerk,
@@ -27,8 +27,10 @@ ROUND = 20
 """Cuts of one storm: then all are looked at, and the next storm begins on empty disks."""
 
 
-def everybody(world: World, seed: str) -> list[User]:
-    kinds = (Keeper, Keeper, Keeper, Purger, Clerk, Sender, Sender, Synchronizer, Replicator)
+def everybody(world: World, seed: str, *, peer: bool) -> list[User]:
+    """All users, those included that need `buttervolume peer` on the other host if it is there."""
+    kinds: list[type[User]] = [Keeper, Keeper, Keeper, Purger, Clerk]
+    kinds += [Sender, Sender, Synchronizer, Replicator, *([Receiver] if peer else [])]
     return [
         kind(world, f"{kind.__name__.lower()}{number}", random.Random(f"{seed} {number}"))
         for number, kind in enumerate(kinds)
@@ -40,12 +42,14 @@ def cut_and_look(
     scenes: Callable[[Sequence[User]], Iterable[Scene]],
     seed: str,
     environ: Mapping[str, str] | None = None,
+    *,
+    peer: bool = False,
 ) -> list[str]:
     """Let a storm blow, cut the power at the end of each scene, and tell what is wrong then."""
     hosts = (laboratory.alpha, laboratory.beta)
     record = Record()
     world = World(*hosts, record)
-    users = everybody(world, seed)
+    users = everybody(world, seed, peer=peer)
     disks = {host.name: Disk.make(laboratory.shelf / f"{host.name}.btrfs") for host in hosts}
     cuts: list[Cut] = []
     for host in hosts:
@@ -82,7 +86,7 @@ def test_what_was_answered_is_there_after_a_power_cut(
     cuts: int = pytestconfig.getoption("--cuts")
     found = []
 
-    for first in range(0, cuts, ROUND):
+    for number_of_round, first in enumerate(range(0, cuts, ROUND), 1):
         chance = random.Random(first)
         number = min(ROUND, cuts - first)
 
@@ -91,6 +95,7 @@ def test_what_was_answered_is_there_after_a_power_cut(
         ) -> list[Scene]:
             return [draw_scene(users, chance) for _ in range(number)]
 
-        found += cut_and_look(laboratory, scenes, f"round {first // ROUND + 1}")
+        with laboratory.peers(installed=number_of_round % 2 == 0) as peer:
+            found += cut_and_look(laboratory, scenes, f"round {number_of_round}", peer=peer)
 
     assert not found, "\n".join(found)
