@@ -179,7 +179,7 @@ def test_what_follows_a_refused_body_is_no_request(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        (b"NONSENSE\r\n\r\n", 400),
+        (b"nonsense / HTTP/1.1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"POST / HTTP/1.1\r\nX: " + b"y" * 300_000 + b"\r\n\r\n", 431),
