@@ -297,7 +297,7 @@ def test_whatever_of_a_volume_is_mounted_it_is_in_use(
     with mounted_elsewhere(volume / inner) as process:
         with pytest.raises(VolumeMounted) as refusal:
             store.contents.restore(snapshot)
-        assert f"process {process.pid} (sleep)" in str(refusal.value)
+        assert f"process {process.pid} (" in str(refusal.value)
     assert not store.volumes.is_mounted("evil")
 
 
