@@ -26,8 +26,8 @@ SCHEDULE = "/etc/buttervolume/schedule.csv"
 CLIENTS = 16
 TAKEN_A_SECOND = 20
 PAUSE = 0.05
-"""Seconds between two questions of one client: together they ask less than one processor can answer,
-so that the time of an answer is not that of a queue."""
+"""Seconds between two questions of one client: together they ask less than can be answered, so that
+the time of an answer is not that of a queue."""
 SETTLED = 1.0
 """Seconds of processor time in twice that time that say that jobs are still being run."""
 SHORT = 1000
