@@ -70,6 +70,7 @@ class Receiver:
         """
         names.check_host(host)
         wanted: SnapshotName | None = None
+        name = name.removesuffix("@latest")
         if "@" in name:
             wanted = names.parse_snapshot(name)
             if wanted.is_marker:

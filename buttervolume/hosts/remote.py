@@ -69,7 +69,6 @@ list() { btrfs subvolume list "$@"; }
 echo versions:
 btrfs --version
 cat /sys/fs/btrfs/features/send_stream_version 2>/dev/null || echo 1
-list -o -u -q -R -c "$1" > /dev/null
 """
     + _SWEEP
     + """

@@ -44,6 +44,8 @@ _LONGEST_MESSAGES = 1 << 20
 _LAST_WORDS = 2.0
 """Seconds to wait for what an ended program has printed, while something that it has left behind
 could still print more."""
+_LONGEST_COMMIT = 3600.0
+"""Seconds in which the sink of a pipeline may bring to the disk what it has."""
 _PIPE_SIZE = 1 << 20
 """Bytes: the most that a pipe can hold, unless the administrator has allowed more (pipe(7))."""
 _ADD_SEALS, _SEAL_SHRINK, _SEAL_GROW = 1033, 2, 4  # linux/fcntl.h
@@ -337,7 +339,7 @@ def pipe(
 
     One pipe joins them, as in a shell, so that nothing of the way is ours. `moved` tells how many
     bytes have come out of it at the other end, of which it gets the process. Once the sink has
-    printed the line `arrived`, it has everything, and may take as long as it likes.
+    printed the line `arrived`, it has everything, and may take an hour more.
 
     Raises PipelineFailed if either end fails, Stalled if none worth mentioning does for `stall`
     seconds, TooMuchOutput, Cancelled.
@@ -352,7 +354,12 @@ def pipe(
             os.close(out_of_pipe)
             os.close(into_pipe)
         sender.wait(flow, stall, lambda: moved(receiver))
-        receiver.wait(flow, stall, lambda: moved(receiver), lambda: receiver.has_printed(arrived))
+        end = time.monotonic() + _LONGEST_COMMIT
+
+        def may_rest() -> bool:
+            return receiver.has_printed(arrived) and time.monotonic() < end
+
+        receiver.wait(flow, stall, lambda: moved(receiver), may_rest)
         failures = [end.failure() for end in (sender, receiver)]
         if any(failures):
             raise PipelineFailed([failure for failure in failures if failure])

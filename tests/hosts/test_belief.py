@@ -2,6 +2,7 @@
 
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -297,3 +298,44 @@ def test_while_it_is_received_the_note_says_who_sends_and_is_locked(
     pair.network.unlimit("beta")
     assert sending.error() == ""
     assert is_copy(alpha, beta, snapshot)
+
+
+# Hosts that talk too much
+
+
+def peak_memory(host: Host) -> int:
+    """The most that the daemon ever used, in bytes."""
+    status = Path(f"/proc/{host.daemon.process.inner_pid()}/status")
+    return int(status.read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        '[ "$1 $2" != "subvolume list" ] || exec yes "ID 1 gen 1 top level 5 path of a subvolume"',
+        '[ "$1" != "--version" ] || exec yes "btrfs-progs v6.2"',
+        '[ "$1" != receive ] || { cat > /dev/null; yes oops | head -c 60000000 >&2; exit 1; }',
+    ],
+)
+def test_a_host_that_talks_without_end_takes_no_memory_and_has_failed(
+    alpha: Host, beta: Host, volume: str, talk: str
+) -> None:
+    snapshot = snapshot_with(alpha, volume, "file", b"1")
+    before, log = peak_memory(alpha), len(alpha.daemon.log())
+    with beta.shim("btrfs", f'{talk}; exec $real "$@"'):
+        error = alpha.send(snapshot, beta)
+    assert error.startswith("beta: ")
+    assert len(error) < 2100
+    assert len(alpha.daemon.log()) - log < 8192
+    assert peak_memory(alpha) - before < 100 << 20
+    beta.kill("yes")
+    assert alpha.send(snapshot, beta) == ""
+    assert equal(alpha, beta, snapshot)
+
+
+def test_a_log_in_that_prints_without_end_has_failed(alpha: Host, beta: Host, volume: str) -> None:
+    snapshot = snapshot_with(alpha, volume, "file", b"1")
+    with beta.changed_file("/root/.bashrc", "yes welcome\n"):
+        assert alpha.start_send(snapshot, beta).error(30).startswith("beta: ")
+    beta.kill("yes")
+    assert alpha.send(snapshot, beta) == ""

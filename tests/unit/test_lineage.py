@@ -391,6 +391,14 @@ def test_a_volume_made_of_anothers_snapshot_does_not_disturb_it() -> None:
     assert lineage.parents(another, here, there) == []
 
 
+def test_an_identity_that_two_snapshots_here_share_is_that_of_neither() -> None:
+    origin, third = facts(), facts("db@2026-11-26T13:00:00", uuid=UUID(int=3))
+    name = "db@2026-11-26T12:30:00"
+    forged = facts(name, uuid=UUID(int=4), received_uuid=origin.uuid, send_transid=50, ctransid=51)
+    here, there = Side((origin, third, forged)), Side((copy_of(origin),))
+    assert lineage.parents(third, here, there) == []
+
+
 def test_a_marker_of_an_older_version_shares_the_identity_of_its_snapshot() -> None:
     origin, third = facts(), facts("db@2026-11-26T13:00:00", uuid=UUID(int=3))
     copy = copy_of(origin)
