@@ -131,6 +131,7 @@ class Host:
             self.docker("rm", "--force", *containers)
         if volumes := self.listed():
             self.docker("volume", "rm", *volumes)
+        self.cli("removed", "--purge")
         script = f"cd {SNAPSHOTS} && for s in *; do [ ! -e $s ] || btrfs subvolume delete $s; done"
         self.machine.run("sh", "-c", script)
         assert {entry.name for entry in self.path("").iterdir()} == {LOCK}

@@ -173,6 +173,18 @@ def test_a_volume_that_docker_has_not_made_can_be_used(host: Host) -> None:
     assert not host.path("old").exists()
 
 
+def test_a_volume_that_was_removed_is_shown_again_as_soon_as_it_is_back(host: Host) -> None:
+    host.create("db", "--opt=keep=2h")
+    host.run("db:/data", "echo mine > /data/file")
+    host.docker("volume", "rm", "db")
+    assert host.listed() == []
+
+    host.cli("undelete", "db")
+
+    assert host.listed() == ["db"]
+    assert host.run("db:/data", "cat /data/file") == "mine\n"
+
+
 def test_an_unknown_volume_is_reported_as_such(host: Host) -> None:
     assert "no such volume" in host.refused("volume", "inspect", "nothing").lower()
     assert "no such volume" in host.refused("volume", "rm", "nothing").lower()
