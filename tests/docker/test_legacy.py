@@ -95,7 +95,10 @@ def compression_of(path: Path) -> str | None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["size=10G"], "unknown volume option 'size'; valid options: copyonwrite, compression"),
+        (
+            ["color=blue"],
+            "unknown volume option 'color'; valid options: copyonwrite, compression",
+        ),
         (["copyonwrite=maybe"], "valid values of copyonwrite: true, false"),
         (["compression=gzip"], "valid values of compression: false, true, zlib, lzo, zstd"),
         (["compression=zstd", "copyonwrite=false"], "compression needs copy-on-write"),
