@@ -52,7 +52,8 @@ _buttervolume_hosts() {
 }
 
 _buttervolume_actions() {
-    printf '%s\n' snapshot purge: replicate: mirror: synchronize: | _buttervolume_fitting "$1"
+    printf '%s\n' snapshot purge: replicate: mirror: receive: synchronize: |
+        _buttervolume_fitting "$1"
 }
 """
 

@@ -1,6 +1,7 @@
 """What a job does: one class per action, from its words in the schedule to the deed.
 
-To add one, write its class and name it in ACTIONS; nothing else knows them all.
+To add one, write its class and name it in ACTIONS. Only the command line names them, too: in its
+help, its completion and its hints, which a test holds against ACTIONS.
 """
 
 from abc import ABC, abstractmethod

@@ -99,8 +99,8 @@ def compression_of(path: Path) -> str | None:
             ["color=blue"],
             "unknown volume option 'color'; valid options: copyonwrite, compression",
         ),
-        (["copyonwrite=maybe"], "valid values of copyonwrite: true, false"),
-        (["compression=gzip"], "valid values of compression: false, true, zlib, lzo, zstd"),
+        (["copyonwrite=maybe"], "copyonwrite='maybe' is not possible; valid values: true, false"),
+        (["compression=gzip"], "valid values: false, true, zlib, lzo, zstd"),
         (["compression=zstd", "copyonwrite=false"], "compression needs copy-on-write"),
     ],
 )

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from buttervolume.cli.completion import PREAMBLE
 from buttervolume.cli.main import Exit, main
 from buttervolume.cli.meant import meant
 from buttervolume.cli.parser import build_parser
+from buttervolume.jobs.actions import ACTIONS, Action
 
 COMMANDS = ["init", "run", "snapshot", "snapshots", "restore", "clone", "rm"]
 USAGE_ERRORS = [
@@ -360,3 +362,13 @@ def test_a_refusal_names_the_command_that_was_meant(given: list[str], hint: str)
 )
 def test_where_the_form_is_right_no_other_command_is_named(given: list[str]) -> None:
     assert meant(arguments(*given)) == ""
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.kind)
+def test_the_command_line_knows_every_action_of_a_job(action: type[Action]) -> None:
+    example = action.usage.partition("[")[0].replace("<", "").replace(">", "")
+
+    assert action.usage in " ".join(run("schedule", "--help").stdout.split())
+    assert re.search(rf"printf .* {action.kind}:? ", PREAMBLE)
+    said = meant(argparse.Namespace(command="schedule", action="60", timer=example, volume="db"))
+    assert f"schedule {example} 60 db" in said
