@@ -85,6 +85,7 @@ class Observer:
             local(max(purge.next_run or report.now, report.now)),
             interval((status.job for status in jobs), report.now),
             self._in_transfer(),
+            self._catalog.received(volume),
         )
         return Outlook(purge, ahead)
 

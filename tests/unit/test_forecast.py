@@ -141,3 +141,19 @@ def test_a_forecast_of_2000_snapshots_takes_no_ages() -> None:
 
     assert datetime.now() - started < timedelta(seconds=5)
     assert len(ahead.ends) + len(ahead.doomed) == 2000
+
+
+def test_the_newest_that_was_received_is_not_announced_as_going() -> None:
+    received, own = taken([NOON - timedelta(days=9), NOON - timedelta(minutes=1)])
+
+    doomed = {
+        copies: [
+            verdict.name
+            for verdict in forecast(
+                [received, own], parse_pattern("1h:1d"), NOON, received=copies
+            ).doomed
+        ]
+        for copies in ((), (str(received.name),))
+    }
+
+    assert list(doomed.values()) == [[received.name], []]
