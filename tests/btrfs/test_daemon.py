@@ -622,16 +622,20 @@ def test_a_command_that_is_missing_is_told_by_name(start_daemon: StartDaemon) ->
 def test_it_leaves_no_child_and_no_file_open_after_much_work(daemon: Daemon) -> None:
     assert daemon.process is not None
     descriptors = Path(f"/proc/{daemon.process.pid}/fd")
-    daemon.call("Create", Name="db")
-    before = len(list(descriptors.iterdir()))
 
-    for number in range(20):
+    def work(number: int) -> None:
         daemon.call("Create", Name=f"db{number}")
         snapshot = daemon.call("Snapshot", Name=f"db{number}")["Snapshot"]
         daemon.call("Get", Name=f"db{number}")
         daemon.call("Snapshot.Restore", Name=snapshot)
         daemon.refused("Get", Name="unknown")
         daemon.call("Remove", Name=f"db{number}")
+
+    work(0)  # what is opened once, such as the history, stays open
+    before = len(list(descriptors.iterdir()))
+
+    for number in range(1, 20):
+        work(number)
 
     wait_until(lambda: len(list(descriptors.iterdir())) <= before, what="files to be closed")
     children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")

@@ -53,6 +53,8 @@ def allowed(module: str) -> set[str]:
     return {*GROUND, *FLOORS, *EDGES}
 
 
+OPTIONAL = {"apprise"}
+"""What is imported only if it is there."""
 HTTP = {"requests", "requests_unixsocket", "flask", "waitress", "werkzeug", "urllib3"}
 
 
@@ -155,7 +157,7 @@ def test_domain_modules_know_nothing_of_http() -> None:
 
 
 SPY = """
-import importlib, logging, sys, threading
+import contextlib, importlib, logging, sys, threading
 {preload}
 loggers = logging.root.manager.loggerDict
 before = logging.root.handlers[:], logging.root.level
@@ -189,7 +191,8 @@ EVENTS = (
 def spy_on(*modules: str) -> subprocess.CompletedProcess[str]:
     """Import these, or run them as code, with a spy behind."""
     used = {name for m in MODULES for name in third_party(tree_of(m))} - {"buttervolume"}
-    preload = [f"import {name}" for name in sorted(used)]
+    preload = [f"import {name}" for name in sorted(used - OPTIONAL)]
+    preload += [f"with contextlib.suppress(ImportError): import {name}" for name in OPTIONAL]
     preload.append("import waitress.server, waitress.channel, ctypes")
     program = SPY.format(preload="\n".join(preload), events=EVENTS, modules=modules)
     return subprocess.run(
