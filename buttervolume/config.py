@@ -4,6 +4,7 @@ import configparser
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -131,7 +132,9 @@ def _date_format(value: str) -> str:
     try:
         for moment in moments:
             text = moment.strftime(value)
-            back = datetime.strptime(text, value)
+            with warnings.catch_warnings():  # of days without a year, which are refused below
+                warnings.simplefilter("ignore", DeprecationWarning)
+                back = datetime.strptime(text, value)
             if back.replace(microsecond=0) != moment.replace(microsecond=0):
                 raise ValueError(allowed)
             if len(text.encode()) > LONGEST_DATE:

@@ -48,9 +48,9 @@ def test_options_reach_the_volume(plugin: PluginHost) -> None:
 
 
 def test_an_unknown_option_is_refused_by_name(plugin: PluginHost) -> None:
-    said = plugin.refused("volume", "create", f"--driver={NAME}", "--opt=size=1G", "db")
+    said = plugin.refused("volume", "create", f"--driver={NAME}", "--opt=color=blue", "db")
 
-    assert "unknown volume option 'size'; valid options: copyonwrite, compression" in said
+    assert "unknown volume option 'color'; valid options: copyonwrite, compression" in said
     assert plugin.listed() == []
 
 
