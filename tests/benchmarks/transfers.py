@@ -3,7 +3,7 @@
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -110,13 +110,13 @@ def _send_in_full(what: Callable[[Lab], str], fill: Fill, lab: Lab) -> list[Row]
             taken = _snapshot(lab, host, volume, fill)
             measurements["bare"] = partial(_send_bare, lab, taken)
     samples = interleave(lab.sizes.transfers, measurements)
-    _remove(lab, volume)
+    _remove(lab.hosts().values(), volume)
     return [Row(f"send of {what(lab)}", medians(samples), goal=TRANSFER_GOAL, unit="s")]
 
 
-def _remove(lab: Lab, volume: str) -> None:
+def _remove(hosts: Iterable[Host], volume: str) -> None:
     """Remove a volume and its snapshots."""
-    for host in lab.hosts().values():
+    for host in hosts:
         Api(host).remove(volume)
         for path in host.machine.path(SNAPSHOTS).glob(f"{volume}@*"):
             host.runner.run(["btrfs", "subvolume", "delete", f"{SNAPSHOTS}/{path.name}"])
@@ -170,7 +170,7 @@ def _check_stream(lab: Lab) -> list[Row]:
         "bare": partial(receive, ""),
     }
     samples = interleave(lab.sizes.transfers, measurements)
-    _remove(lab, volume)
+    _remove([host], volume)
     what = f"stream of {_size(lab.sizes.large_file)}, checked"
     return [Row(what, medians(samples), goal=CHECKED_GOAL, unit="s")]
 
@@ -218,7 +218,7 @@ def _get_during_send(lab: Lab) -> list[Row]:
             for _ in range(max(2, lab.sizes.transfers // 2))
             for seconds in _ask_during_send(lab, host, snapshot)
         ]
-    _remove(lab, volume)
+    _remove(lab.hosts().values(), volume)
 
     def rank(samples: Samples) -> dict[str, float]:
         return {column: percentile(values, 99) for column, values in samples.items()}
@@ -274,7 +274,7 @@ def _sync(lab: Lab) -> list[Row]:
     same = on_each(lab.hosts(), partial(_sync_once, lab, volume))
     same["bare"] = partial(lab.ours.runner.time, _rsync(volume))
     none_new = interleave(max(lab.sizes.transfers, lab.sizes.commands // 4), same)
-    _remove(lab, volume)
+    _remove(lab.hosts().values(), volume)
     files, size = lab.sizes.small_files // 10, _size(lab.sizes.large_file // 4)
     return [
         Row(f"sync, {size} and {files:,} files new", medians(all_new), "s", TRANSFER_GOAL),
