@@ -22,7 +22,17 @@ def bad(found: dict[str, dict[str, Any]]) -> list[str]:
     return [check for check, finding in found.items() if finding["Level"] == "bad"]
 
 
+def forget_all(host: Host) -> None:
+    """Remove what other tests have left, forged identities among it."""
+    for volume in host.api.names():
+        host.api.call("Remove", Name=volume)
+    host.api.call("Volume.Removed.Purge")
+    host.run("sh", "-c", f"cd {SNAPSHOTS} && for s in *@*; do btrfs subvolume delete $s; done || :")
+
+
 def test_a_host_in_good_health_has_nothing_bad(alpha: Host) -> None:
+    forget_all(alpha)
+
     found = findings(alpha)
 
     assert bad(found) == []
