@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.btrfs.harness import Daemon, Place, btrfs
-from tests.support.filesystem import make_image
+from tests.support.filesystem import make_image, release_loop_device
 
 NODE = 16384
 """Bytes of a metadata block, mkfs.btrfs's default."""
@@ -76,6 +76,7 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
         sound = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("half", "good")]
     doomed = [number_of(place.volumes / "bad"), *(number_of(place.snapshots / n) for n in lost)]
     run("umount", mount_point)
+    release_loop_device(image)  # a mount anywhere else would know the roots still
     for tree in doomed:
         lose_root(image, tree)
     run("mount", "-o", "loop", image, mount_point)
