@@ -7,8 +7,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from buttervolume.api import driver, management, seeing
@@ -44,14 +45,20 @@ LAST_WRITE = 0.5
 """Seconds for what the history has still to write, however long the rest took."""
 
 
-def run(config: Config) -> None:
-    """Serve until a signal comes. Raises AlreadyRunning, NotOnBtrfs, OperationFailed."""
+def run(config: Config, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    """Serve until a signal comes. Raises AlreadyRunning, NotOnBtrfs, OperationFailed.
+
+    `now` is the clock, in UTC, that dates snapshots and says what is due.
+    """
     settle_process()
     with to_standard_streams(config.loglevel, os.environ):
-        _serve(config)
+        _serve(config, now)
 
 
-def _serve(config: Config) -> None:
+def _serve(config: Config, now: Callable[[], datetime]) -> None:
+    def local_now() -> datetime:
+        return datetime.fromtimestamp(now().timestamp())  # noqa: DTZ006 - as snapshots are named
+
     log = logging.getLogger(__name__)
     warnings = (*config.warnings, *misplaced(config, Path.home() / ".ssh"))
     for warning in warnings:
@@ -64,9 +71,11 @@ def _serve(config: Config) -> None:
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         leftovers = volumes.leftovers()
-        catalog = Catalog(config.snapshots_path, config.dtformat, volumes.check_available)
-        snapshots = Snapshots(catalog, volumes)
-        removed = Removed(volumes, config.dtformat, config.keep_removed, config.min_free)
+        catalog = Catalog(
+            config.snapshots_path, config.dtformat, volumes.check_available, local_now
+        )
+        snapshots = Snapshots(catalog, volumes, local_now)
+        removed = Removed(volumes, config.dtformat, config.keep_removed, config.min_free, local_now)
         transfers = Transfers()
         replication = Replication(
             volumes,
@@ -75,11 +84,12 @@ def _serve(config: Config) -> None:
             port=config.ssh_port,
             node=config.node,
             transfers=transfers,
+            now=local_now,
         )
         schedule = Schedule(config.schedule)
-        history = History(config.history)
+        history = History(config.history, now)
         tools = Tools(snapshots, replication, transfers)
-        scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer)
+        scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer, now)
         observer = Observer(
             volumes,
             catalog,
@@ -89,6 +99,7 @@ def _serve(config: Config) -> None:
             snapshots.in_transfer.held,
             timer=config.timer,
             min_free=config.min_free,
+            now=now,
         )
         apprise = Apprise(config.notify)
         services = Services(
@@ -111,6 +122,7 @@ def _serve(config: Config) -> None:
                 config.history.with_name("notices.json"),
             ),
             history=history,
+            now=now,
         )
         endpoints = (
             *driver.ENDPOINTS,

@@ -1,6 +1,8 @@
 """What the edges work with: every part of the house that answers to somebody."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
@@ -36,3 +38,5 @@ class Services:
     meter: Meter
     doctor: Doctor
     history: History
+    now: Callable[[], datetime]
+    """The clock, in UTC."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from enum import Enum
 
 from flask import Flask, Response, request
@@ -160,7 +159,7 @@ def _recorded(
     services: Services, endpoint: Endpoint, body: Body
 ) -> Iterator[Callable[[Answer], None]]:
     """Keep in the history what becomes of a call: the answer that the block gives, or its error."""
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock = services.now(), time.monotonic()
     by = "docker" if endpoint.lane is Lane.DOCKER else "command"
 
     def keep(answer: Answer) -> None:

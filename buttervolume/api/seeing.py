@@ -1,7 +1,6 @@
 """What tells how everything stands, and changes nothing."""
 
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from buttervolume.api.body import Answer, Body, MalformedRequest
 from buttervolume.api.http import Endpoint, Lane
@@ -118,7 +117,7 @@ def details_of_snapshots(services: Services, volume: str | None) -> Answer:
 def log(services: Services, body: Body) -> Answer:
     """What was done last, of one volume or all, the newest last."""
     since = body.optional_text("Since")
-    now = datetime.now(UTC)
+    now = services.now()
     found = services.history.search(
         body.optional_text("Name"),
         since=None if since is None else parse_since(since, now),

@@ -1,6 +1,7 @@
 """All that is done with other hosts, for the edges and the jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.receive import Receiver
@@ -25,9 +26,11 @@ class Replication:
         node: str,
         transfers: Transfers,
         stall: float = STALL,
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
-        seconds. The other hosts keep volumes and snapshots at the paths that they have here."""
+        seconds, `now` the clock of the snapshots' names. The other hosts keep volumes and snapshots
+        at the paths that they have here."""
         self._sender = Sender(
             volumes,
             snapshots,
@@ -36,6 +39,7 @@ class Replication:
             node=node,
             transfers=transfers,
             stall=stall,
+            now=now,
         )
         self._receiver = Receiver(
             snapshots,
@@ -44,6 +48,7 @@ class Replication:
             node=node,
             transfers=transfers,
             stall=stall,
+            now=now,
         )
         self._synchronizer = Synchronizer(
             volumes, catalog, snapshots, port=port, transfers=transfers, stall=stall
