@@ -19,7 +19,7 @@ from typing import Any, cast
 from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
-from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from buttervolume.api.http import LARGEST_BODY, MIMETYPE, TRANSFERS, Lane, NoAnswer
 from buttervolume.errors import OperationFailed
@@ -120,6 +120,22 @@ class _Parser(HTTPRequestParser):
         return len(data) if self.error else consumed
 
 
+class _Answer(WSGITask):
+    """The answer of the application. Its head goes out together with what follows: by itself it
+    would cost a call, and wake the client up for nothing."""
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the content."""
+        if self.wrote_header or not data or not self.has_body or self.content_length is None:
+            super().write(data)
+            return
+        head = self.build_response_header()
+        self.wrote_header = True
+        channel: Any = self.channel
+        channel.write_soon(head + data)
+        self.content_bytes_written += len(data)
+
+
 class _Refusal(ErrorTask):
     """The answer to a request that is no HTTP, or too big."""
 
@@ -141,6 +157,7 @@ class _Channel(HTTPChannel):
     """A connection. After a refusal it reads on for a while, and throws away what comes: else the
     client, still sending, would be told of a broken connection only."""
 
+    task_class = _Answer
     error_task_class = _Refusal
     parser_class = _Parser
     refused = False

@@ -450,6 +450,55 @@ def test_what_is_no_http_harms_nobody(plugin: Daemon, request_line: bytes) -> No
     assert plugin.answers()
 
 
+def exchanged(plugin: Daemon, request: bytes) -> bytes:
+    """All that comes back for these bytes, until the daemon closes the connection."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(plugin.path))
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/VolumeDriver.Path", "//VolumeDriver.Path", "/VolumeDriver%2EPath", "/VolumeDriver.Path?x=1"],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_may_be_written_in_other_ways(
+    plugin: Daemon, volume: str, target: str, version: str, is_chunked: bool
+) -> None:
+    body = json.dumps({"Name": volume}).encode()
+    kind = f"Content-Length: {len(body)}"
+    if is_chunked and version == "1.1":
+        body, kind = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), "Transfer-Encoding: chunked"
+    head = f"POST {target} HTTP/{version}\r\nHost:\r\nConnection: close\r\n{kind}\r\n\r\n"
+
+    head_of_answer, _, content = exchanged(plugin, head.encode() + body).partition(b"\r\n\r\n")
+
+    assert head_of_answer.startswith(f"HTTP/{version} 200 OK\r\n".encode())
+    assert f"Content-Length: {len(content)}".encode() in head_of_answer
+    assert json.loads(content)["Mountpoint"].endswith(f"/{volume}")
+
+
+def test_requests_that_come_at_once_are_answered_in_their_order(
+    plugin: Daemon, volume: str
+) -> None:
+    names = [volume, "unknown", volume, volume, "unknown"]
+    requests = b""
+    for number, name in enumerate(names):
+        body = json.dumps({"Name": name}).encode()
+        last = "Connection: close\r\n" if number == len(names) - 1 else ""
+        head = f"POST /VolumeDriver.Path HTTP/1.1\r\n{last}Content-Length: {len(body)}\r\n\r\n"
+        requests += head.encode() + body
+
+    answers = exchanged(plugin, requests).split(b"HTTP/1.1 200 OK\r\n")[1:]
+
+    assert ["no such volume" in answer.decode() for answer in answers] == [
+        name == "unknown" for name in names
+    ]
+
+
 def test_a_request_cut_off_in_its_body_has_no_effect(plugin: Daemon, name: str) -> None:
     body = json.dumps({"Name": name}).encode()
     with socket.socket(socket.AF_UNIX) as client:
