@@ -1,4 +1,4 @@
-"""What the command line asks for beside Docker's calls; names and keys as in the original 3.x."""
+"""What the command line has done beside Docker's calls; names and keys as in the original 3.x."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,17 +6,15 @@ from contextlib import suppress
 from buttervolume.api import undo
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane
-from buttervolume.api.seeing import details_of_snapshots
 from buttervolume.errors import (
     ButtervolumeError,
     NoSuchVolume,
     VolumesUnavailable,
 )
 from buttervolume.jobs.schedule import concerned
-from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
-from buttervolume.words import enumerated, shortened
+from buttervolume.words import enumerated
 
 
 def take_snapshot(services: Services, body: Body) -> Answer:
@@ -26,24 +24,6 @@ def take_snapshot(services: Services, body: Body) -> Answer:
     if taken.ahead is not None:
         ahead = f"{taken.ahead} has a date in the future: is the clock right?"
         answer["Warning"] = "; ".join(filter(None, [str(answer.get("Warning", "")), ahead]))
-    return answer
-
-
-def list_snapshots(services: Services, body: Body, volume: str | None = None) -> Answer:
-    """The snapshots, of one volume or all."""
-    volume = body.optional_text("Name") if volume is None else volume
-    found = services.catalog.list(volume)
-    answer: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
-    if body.flag("Details"):
-        answer |= details_of_snapshots(services, volume)
-    warnings = []
-    if found.incomplete:
-        copies = ", ".join(map(str, found.incomplete))
-        warnings.append(f"being received, or left by a transfer that failed: {copies}")
-    if found.unreadable:
-        warnings.append(f"cannot be read: {', '.join(map(str, found.unreadable))}")
-    if warnings:
-        answer["Warning"] = "; ".join(warnings)
     return answer
 
 
@@ -111,11 +91,6 @@ def synchronize(services: Services, body: Body) -> Answer:
     targets, hosts = body.texts("Volumes"), body.texts("Hosts")
     taken = services.replication.synchronize(targets, hosts)
     return _warning([path for each in taken for path in each.left_out])
-
-
-def list_transfers(services: Services, _: Body) -> Answer:
-    """What is being transferred."""
-    return {"Transfers": [answer.transfer(t) for t in services.transfers.list()]}
 
 
 def cancel_transfer(services: Services, body: Body) -> Answer:
@@ -189,24 +164,6 @@ def _joined(warnings: Sequence[str]) -> Answer:
     return {"Warning": "; ".join(said)} if said else {}
 
 
-def list_jobs(services: Services, _: Body) -> Answer:
-    """Every job, and every row of the schedule that is none."""
-    contents = services.schedule.read()
-    jobs = [
-        {
-            "Name": job.volume,
-            "Action": job.action,
-            "Timer": str(job.when),
-            "Active": str(job.active),
-        }
-        for job in contents.jobs
-    ]
-    unreadable = [
-        {"Line": line.shown, "Error": shortened(line.error)} for line in contents.unreadable
-    ]
-    return {"Schedule": jobs, "Paused": contents.paused, "Unreadable": unreadable}
-
-
 def pause_jobs(services: Services, _: Body) -> Answer:
     """Pause all jobs."""
     services.schedule.pause_all()
@@ -226,11 +183,8 @@ def _warning(left_out: Sequence[str]) -> Answer:
     return {"Warning": f"nested subvolumes are not included: {enumerated(left_out)}"}
 
 
-_READ = ("GET", "POST")
 ENDPOINTS = (
     Endpoint("VolumeDriver.Snapshot", take_snapshot, changes=True),
-    Endpoint("VolumeDriver.Snapshot.List", list_snapshots, methods=_READ),
-    Endpoint("VolumeDriver.Snapshot.List/<volume>", list_snapshots, methods=_READ),
     Endpoint("VolumeDriver.Snapshot.Remove", remove_snapshot, changes=True),
     Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True),
     Endpoint("VolumeDriver.Clone", clone, changes=True),
@@ -241,10 +195,8 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Volume.Sync", synchronize, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Snapshots.Purge", purge, changes=True),
     Endpoint("VolumeDriver.Schedule", set_job, on_volumes=False, changes=True, runs_job=_is_now),
-    Endpoint("VolumeDriver.Schedule.List", list_jobs, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Schedule.Pause", pause_jobs, on_volumes=False, changes=True),
     Endpoint("VolumeDriver.Schedule.Resume", resume_jobs, on_volumes=False, changes=True),
-    Endpoint("VolumeDriver.Transfers", list_transfers, methods=_READ, on_volumes=False),
     Endpoint(
         "VolumeDriver.Transfers.Cancel",
         cancel_transfer,

@@ -102,6 +102,24 @@ def notify(services: Services, body: Body) -> Answer:
     return {}
 
 
+def list_snapshots(services: Services, body: Body, volume: str | None = None) -> Answer:
+    """The snapshots, of one volume or all."""
+    volume = body.optional_text("Name") if volume is None else volume
+    found = services.catalog.list(volume)
+    listed: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    if body.flag("Details"):
+        listed |= details_of_snapshots(services, volume)
+    warnings = []
+    if found.incomplete:
+        copies = ", ".join(map(str, found.incomplete))
+        warnings.append(f"being received, or left by a transfer that failed: {copies}")
+    if found.unreadable:
+        warnings.append(f"cannot be read: {', '.join(map(str, found.unreadable))}")
+    if warnings:
+        listed["Warning"] = "; ".join(warnings)
+    return listed
+
+
 def details_of_snapshots(services: Services, volume: str | None) -> Answer:
     """The snapshots of one volume or all, without markers: which hosts have each, and until when
     the volume's purge job keeps it."""
@@ -112,6 +130,29 @@ def details_of_snapshots(services: Services, volume: str | None) -> Answer:
         outlook = services.observer.outlook(report, each.name)
         details += answer.snapshots(each.holdings.snapshots, outlook)
     return {"Now": report.now.isoformat(timespec="seconds"), "Details": details}
+
+
+def list_transfers(services: Services, _: Body) -> Answer:
+    """What is being transferred."""
+    return {"Transfers": [answer.transfer(t) for t in services.transfers.list()]}
+
+
+def list_jobs(services: Services, _: Body) -> Answer:
+    """Every job, and every row of the schedule that is none."""
+    contents = services.schedule.read()
+    jobs = [
+        {
+            "Name": job.volume,
+            "Action": job.action,
+            "Timer": str(job.when),
+            "Active": str(job.active),
+        }
+        for job in contents.jobs
+    ]
+    unreadable = [
+        {"Line": line.shown, "Error": shortened(line.error)} for line in contents.unreadable
+    ]
+    return {"Schedule": jobs, "Paused": contents.paused, "Unreadable": unreadable}
 
 
 def log(services: Services, body: Body) -> Answer:
@@ -132,6 +173,10 @@ ENDPOINTS = (
     # it has to say so when the volumes are gone, and Docker never asks for it
     Endpoint("VolumeDriver.Status", status, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Log", log, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Snapshot.List", list_snapshots, methods=_READ),
+    Endpoint("VolumeDriver.Snapshot.List/<volume>", list_snapshots, methods=_READ),
+    Endpoint("VolumeDriver.Schedule.List", list_jobs, methods=_READ, on_volumes=False),
+    Endpoint("VolumeDriver.Transfers", list_transfers, methods=_READ, on_volumes=False),
     Endpoint("VolumeDriver.Volume.List", list_volumes, methods=_READ),
     Endpoint("VolumeDriver.Usage", measure, Lane.TRANSFER, methods=_READ),
     Endpoint("VolumeDriver.Doctor", examine, Lane.TRANSFER, on_volumes=False),

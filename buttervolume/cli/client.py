@@ -19,10 +19,12 @@ NOT_STARTED = 127
 
 class Refused(ButtervolumeError):
     """The daemon's own words on why it did not do what it was asked, with the name of the kind of
-    error: that of its class in `errors`, and None if the daemon is too old to tell."""
+    error: that of its class in `errors`, and None if the daemon is too old to tell. `answer` is
+    all that it said: some of it may have been done."""
 
-    def __init__(self, message: str, code: str | None = None) -> None:
-        self.code = code
+    def __init__(self, message: str, answer: "Answer | None" = None) -> None:
+        self.answer = Answer() if answer is None else answer
+        self.code: str | None = self.answer.get("Code")
         super().__init__(message)
 
 
@@ -108,7 +110,7 @@ class Client:
             raise Refused(f"{path} does not speak this program's protocol")
         if answer["Err"] or response.status_code != 200:
             problem = str(answer["Err"] or f"HTTP {response.status_code}")
-            raise Refused(problem, answer.get("Code"))
+            raise Refused(problem, answer)
         return answer
 
 

@@ -7,7 +7,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,10 +24,11 @@ Call = Callable[..., dict[str, Any]]
 
 
 class Outcome(NamedTuple):
-    """What a command prints on success, and whether what it shows is as it should be."""
+    """What a command prints, whether what it shows is as it should be, and what of it failed."""
 
     lines: list[str]
     is_well: bool = True
+    failure: ButtervolumeError | None = None
 
 
 class Exit(IntEnum):
@@ -71,24 +72,9 @@ def _snapshot(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
-    if arguments.long or arguments.json:
-        from buttervolume.cli import seeing
+    from buttervolume.cli import seeing
 
-        return seeing.snapshots(call, arguments)
-    names: list[str] = call("VolumeDriver.Snapshot.List", Name=arguments.volume)["Snapshots"]
-    if not names and arguments.volume is not None and not _exists(call, arguments.volume):
-        say(f"{arguments.volume}: there is neither such a volume nor a snapshot of it")
-    return names
-
-
-def _exists(call: Call, volume: str) -> bool:
-    from buttervolume.cli.client import Refused
-
-    try:
-        call("VolumeDriver.Path", Name=volume)
-    except Refused as refusal:
-        return refusal.code not in ("NoSuchVolume", None)
-    return True
+    return seeing.snapshots(call, arguments)
 
 
 def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -195,52 +181,62 @@ def _sync(call: Call, arguments: argparse.Namespace) -> list[str]:
     return []
 
 
-def _purge(call: Call, arguments: argparse.Namespace) -> list[str]:
+def _purge(call: Call, arguments: argparse.Namespace) -> Outcome:
     if arguments.verbose and not arguments.dryrun:
         raise argparse.ArgumentTypeError("--verbose goes with --dryrun")
-    answer = call(
+    answer, failure = _as_far_as_it_went(
+        call,
+        "Purged",
         "VolumeDriver.Snapshots.Purge",
         Name=arguments.volume,
         Pattern=arguments.pattern,
         Dryrun=arguments.dryrun,
     )
     if arguments.verbose:
-        return [
-            f"{'keep' if verdict['Keep'] else 'delete'} {verdict['Name']}: {verdict['Reason']}"
-            for verdict in answer["Verdicts"]
-        ]
-    purged: list[str] = answer["Purged"]
-    return purged
+        return Outcome(
+            [
+                f"{'keep' if verdict['Keep'] else 'delete'} {verdict['Name']}: {verdict['Reason']}"
+                for verdict in answer["Verdicts"]
+            ]
+        )
+    return Outcome(answer["Purged"], failure=failure)
 
 
-def _schedule(call: Call, arguments: argparse.Namespace) -> list[str]:
-    answer = call(
+def _schedule(call: Call, arguments: argparse.Namespace) -> Outcome:
+    answer, failure = _as_far_as_it_went(
+        call,
+        "Result",
         "VolumeDriver.Schedule",
         Name=arguments.volume,
         Action=arguments.action,
         Timer=arguments.timer,
     )
-    return str(answer["Result"]).split("\n") if "Result" in answer else []
+    result = str(answer.get("Result", ""))
+    return Outcome(result.split("\n") if result else [], failure=failure)
+
+
+def _as_far_as_it_went(
+    call: Call, done: str, endpoint: str, **body: object
+) -> tuple[dict[str, Any], ButtervolumeError | None]:
+    """Make a call that may do a part of what it is asked, which is then in the answer's `done`;
+    the error is that of the rest."""
+    from buttervolume.cli.client import Refused
+
+    try:
+        return call(endpoint, **body), None
+    except Refused as refusal:
+        if not refusal.answer.get(done):
+            raise
+        return refusal.answer, refusal
 
 
 def _scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
     if arguments.what != "list":
         call(f"VolumeDriver.Schedule.{arguments.what.capitalize()}")
         return []
-    answer = call("VolumeDriver.Schedule.List")
-    if arguments.json:
-        from buttervolume.cli.printing import as_json
+    from buttervolume.cli import seeing
 
-        return as_json(answer)
-    if answer.get("Paused"):
-        say("all jobs are paused")
-    for row in answer.get("Unreadable", []):
-        say(f"warning: nobody can read this row: {row['Line']} ({row['Error']})")
-    return [
-        f"{job['Action']} {job['Timer']} {job['Name']}"
-        + (" (paused)" if job["Active"] == "False" else "")
-        for job in answer["Schedule"]
-    ]
+    return seeing.scheduled(call, arguments)
 
 
 def _removed(call: Call, arguments: argparse.Namespace) -> list[str]:
@@ -353,6 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in outcome.lines:
             show(line)
         print(end="", flush=True)  # now, to learn whether anybody reads it
+        if outcome.failure is not None:
+            raise outcome.failure
     except argparse.ArgumentTypeError as error:
         parser.commands[arguments.command].error(str(error))
     except NoDaemon as error:
@@ -375,14 +373,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _caller(config: "Config") -> Call:
     """A function that calls the daemon, and prints the warning that an answer may carry."""
-    from buttervolume.cli.client import Client
+    from buttervolume.cli.client import Client, Refused
 
     client = Client(config)
 
     def call(endpoint: str, **body: object) -> dict[str, Any]:
-        answer = client.call(endpoint, body)
-        if "Warning" in answer:
-            say(f"warning: {answer['Warning']}")
+        try:
+            answer = client.call(endpoint, body)
+        except Refused as refusal:
+            _warn(refusal.answer)
+            raise
+        _warn(answer)
         return answer
 
     return call
+
+
+def _warn(answer: Mapping[str, object]) -> None:
+    if "Warning" in answer:
+        say(f"warning: {answer['Warning']}")

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from buttervolume import human
+from buttervolume.cli.client import Refused
 from buttervolume.cli.printing import (
     Cell,
     Colour,
@@ -14,6 +15,7 @@ from buttervolume.cli.printing import (
     line,
     table,
 )
+from buttervolume.cli.terminal import say
 from buttervolume.errors import NoDaemon
 
 Call = Callable[..., dict[str, Any]]
@@ -225,7 +227,9 @@ def until(moment: str, now: datetime) -> str:
 
 
 def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
-    """What `snapshots --long` prints."""
+    """What `snapshots` prints: one a line, or a table."""
+    if not arguments.long and not arguments.json:
+        return _names_of_snapshots(call, arguments.volume)
     answer = call("VolumeDriver.Snapshot.List", Name=arguments.volume, Details=True)
     if arguments.json:
         return as_json(answer)
@@ -241,6 +245,21 @@ def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
         for each in answer["Details"]
     ]
     return table(["SNAPSHOT", "TAKEN", "HOSTS", "KEPT", "WHY"], rows)
+
+
+def _names_of_snapshots(call: Call, volume: str | None) -> list[str]:
+    names: list[str] = call("VolumeDriver.Snapshot.List", Name=volume)["Snapshots"]
+    if not names and volume is not None and not _exists(call, volume):
+        say(f"{volume}: there is neither such a volume nor a snapshot of it")
+    return names
+
+
+def _exists(call: Call, volume: str) -> bool:
+    try:
+        call("VolumeDriver.Path", Name=volume)
+    except Refused as refusal:
+        return refusal.code not in ("NoSuchVolume", None)
+    return True
 
 
 def _kept_until(snapshot: dict[str, Any], now: datetime) -> str | Cell:
@@ -295,6 +314,22 @@ def removed(call: Call, arguments: argparse.Namespace) -> list[str]:
         for each in answer["Removed"]
     ]
     return table(["VOLUME", "UNTIL", "SIZE"], rows) if rows else []
+
+
+def scheduled(call: Call, arguments: argparse.Namespace) -> list[str]:
+    """What `scheduled` prints: one job a line."""
+    answer = call("VolumeDriver.Schedule.List")
+    if arguments.json:
+        return as_json(answer)
+    if answer.get("Paused"):
+        say("all jobs are paused")
+    for row in answer.get("Unreadable", []):
+        say(f"warning: nobody can read this row: {row['Line']} ({row['Error']})")
+    return [
+        f"{job['Action']} {job['Timer']} {job['Name']}"
+        + (" (paused)" if job["Active"] == "False" else "")
+        for job in answer["Schedule"]
+    ]
 
 
 def transfers(call: Call, arguments: argparse.Namespace) -> list[str]:

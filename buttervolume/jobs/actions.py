@@ -134,8 +134,6 @@ class WithHost(Action):
 
     host: str
 
-    protects = True
-
     @classmethod
     def parse(cls, rest: str) -> Self:
         """A host."""
@@ -152,7 +150,7 @@ class Replicate(WithHost):
 
     kind = "replicate"
     usage = "replicate:<host>"
-    takes_snapshots = True
+    protects = takes_snapshots = True
 
     def run(self, volume: str, tools: Tools) -> Done:
         """Send what is new."""
@@ -165,6 +163,7 @@ class Mirror(WithHost):
 
     kind = "mirror"
     usage = "mirror:<host>"
+    protects = True
     needs_volume = False  # its snapshots are enough
 
     def run(self, volume: str, tools: Tools) -> Done:
@@ -181,6 +180,7 @@ class Receive(WithHost):
 
     kind = "receive"
     usage = "receive:<host>"
+    protects = True
     needs_volume = False
 
     def run(self, volume: str, tools: Tools) -> Done:

@@ -116,24 +116,10 @@ def judge_options(options: Iterable[str]) -> Iterator[Finding]:
 
 def judge_report(report: Report) -> Iterator[Finding]:
     """What the report knows: of the filesystem, the clock, the schedule."""
-    advice = {
-        Kind.SPACE: "see 'The disk is full' in the manual: fewer snapshots, or a larger disk",
-        Kind.METADATA: "make room, then: btrfs balance start -dusage=50 on the filesystem",
-        Kind.READ_ONLY: "see dmesg; unmount, check the disk, mount it again",
-        Kind.DEVICE: "check the disk and its cable, then: btrfs scrub start on the filesystem",
-        Kind.CLOCK: "set the clock (timedatectl), or remove the snapshot",
-        Kind.SCHEDULER: "restart the daemon; its log says more",
-        Kind.UNREADABLE: "mend or delete the rows: buttervolume scheduled",
-        Kind.PARTIAL: "send them again, or remove them: buttervolume rm",
-        Kind.UNAVAILABLE: "mount the filesystem; buttervolume init makes the directories",
-        Kind.UNPROTECTED: "add a snapshot or a replicate job",
-        Kind.FAILING: "the message says why; buttervolume log shows the runs",
-        Kind.LATE: "the job takes too long, or waits for others: buttervolume log",
-    }
     for problem in report.problems:
         about = " ".join(filter(None, (problem.volume, problem.action if problem.volume else "")))
         message = f"{about}: {problem.message}" if about else problem.message
-        yield bad(problem.kind.value, message, advice[problem.kind])
+        yield bad(problem.kind.value, message, problem.kind.advice)
     kinds = {problem.kind for problem in report.problems}
     if report.space is not None and not kinds & {Kind.SPACE, Kind.METADATA, Kind.READ_ONLY}:
         share = report.space.free / (report.space.size or 1)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.jobs.actions import ACTIONS
 from buttervolume.jobs.memory import Memory, next_run, second_run
 from buttervolume.jobs.schedule import Job
 from buttervolume.jobs.scheduler import Activity
@@ -37,20 +38,29 @@ class State(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a problem is about. These names are part of the API: none is ever renamed."""
+    """What a problem is about, and what to do. The names are part of the API: they never change."""
 
-    UNAVAILABLE = "unavailable"
-    READ_ONLY = "read-only"
-    SPACE = "space"
-    METADATA = "metadata"
-    DEVICE = "device"
-    SCHEDULER = "scheduler"
-    FAILING = "failing"
-    LATE = "late"
-    UNPROTECTED = "unprotected"
-    CLOCK = "clock"
-    PARTIAL = "partial"
-    UNREADABLE = "unreadable"
+    advice: str
+
+    def __new__(cls, name: str, advice: str) -> Self:
+        """A kind by its name in answers."""
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.advice = advice
+        return kind
+
+    UNAVAILABLE = "unavailable", "mount the filesystem; buttervolume init makes the directories"
+    READ_ONLY = "read-only", "see dmesg; unmount, check the disk, mount it again"
+    SPACE = "space", "see 'The disk is full' in the manual: fewer snapshots, or a larger disk"
+    METADATA = "metadata", "make room, then: btrfs balance start -dusage=50 on the filesystem"
+    DEVICE = "device", "check the disk and its cable, then: btrfs scrub start on the filesystem"
+    SCHEDULER = "scheduler", "restart the daemon; its log says more"
+    FAILING = "failing", "the message says why; buttervolume log shows the runs"
+    LATE = "late", "the job takes too long, or waits for others: buttervolume log"
+    UNPROTECTED = "unprotected", "add a snapshot or a replicate job"
+    CLOCK = "clock", "set the clock (timedatectl), or remove the snapshot"
+    PARTIAL = "partial", "send them again, or remove them: buttervolume rm"
+    UNREADABLE = "unreadable", "mend or delete the rows: buttervolume scheduled"
 
 
 @dataclass(frozen=True)
@@ -392,7 +402,8 @@ def _unprotected(facts: Facts) -> Iterable[Problem]:
         protects[job.volume] = so_far or job.task.protects
     for volume, is_protected in sorted(protects.items()):
         if not is_protected and volume in facts.volumes:
-            message = "has jobs, but none that makes a copy of it (snapshot, replicate, mirror)"
+            copying = ", ".join(action.kind for action in ACTIONS if action.protects)
+            message = f"has jobs, but none that makes a copy of it ({copying})"
             yield Problem(Kind.UNPROTECTED, message, volume)
 
 

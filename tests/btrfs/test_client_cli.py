@@ -424,10 +424,38 @@ def test_what_a_daemon_says_is_fit_for_the_terminal(place: Place, runtime: Path)
     said = {"Err": "a\nbuttervolume: done \x1b[2J\u202e" + "x" * 1_000_000, "Warning": "b\n\x1b[2J"}
     with other_daemon(address, json.dumps(said).encode()):
         environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
-        line = complaint(cli(["snapshot", "db"], environ))
+        done = cli(["snapshot", "db"], environ)
 
-    assert line.rstrip("\n").isprintable()
+    assert (done.returncode, done.stdout) == (1, "")
+    warning, line = done.stderr.splitlines()
+    assert warning.startswith("buttervolume: warning: b")
+    assert (warning + line).isprintable()
     assert len(line.encode()) <= 2049
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["purge", "1h:1d", "db"], {"Purged": ["db@1", "db@2"]}),
+        (["schedule", "snapshot", "now", "*"], {"Result": "db@1\ndb@2"}),
+    ],
+    ids=["purge", "now"],
+)
+def test_what_was_done_is_printed_though_the_rest_failed(
+    place: Place, runtime: Path, arguments: list[str], answer: dict[str, object]
+) -> None:
+    address = runtime / "other.sock"
+    said = {"Err": "web: no space", "Warning": "the clock"} | answer
+    with other_daemon(address, json.dumps(said).encode()):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        done = cli(arguments, environ)
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["db@1", "db@2"]
+    assert done.stderr.splitlines() == [
+        "buttervolume: warning: the clock",
+        "buttervolume: web: no space",
+    ]
 
 
 PLUGINS = ["anybox/buttervolume:latest", "ccomb/buttervolume:latest", "me/mine:1"]

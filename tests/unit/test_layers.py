@@ -1,4 +1,4 @@
-"""The house of STYLE.md: who may import whom, and that importing does nothing."""
+"""The map of docs/design: who may import whom, and that importing does nothing."""
 
 import ast
 import subprocess

@@ -16,6 +16,8 @@ from buttervolume import config
 from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app
 from buttervolume.cli.parser import build_parser
+from buttervolume.jobs.actions import USAGES
+from buttervolume.report.status import Kind, State
 from buttervolume.services import Services
 from buttervolume.store.options import OPTIONS
 from tests.support.manual import OTHERS, PAGES, TOP, manual, text
@@ -122,6 +124,16 @@ def test_every_endpoint_is_listed_and_every_listed_endpoint_exists() -> None:
     assert listed == {rule for rule in served if "<" not in rule}
     for rule in served - listed:
         assert f"/{rule}" in page
+
+
+def test_every_kind_of_problem_and_every_action_is_listed() -> None:
+    page = text("reference/monitoring")
+    problems = page[page.index("\nProblems\n") : page.index("\nNotices\n")]
+    assert re.findall(r"^``([\w-]+)``  ", problems, re.MULTILINE) == [*Kind]
+    states = page[: page.index("\nProblems\n")]
+    assert sorted(re.findall(r"^``(\w+)``  ", states, re.MULTILINE)) == sorted(State)
+    actions = re.findall(r"^``([\w:<>,…\[\]]+)``  ", text("reference/schedule"), re.MULTILINE)
+    assert actions[: len(USAGES)] == [*USAGES]
 
 
 def test_every_room_of_the_map_is_there() -> None:
