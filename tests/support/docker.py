@@ -52,9 +52,13 @@ class Dockerd:
 
     def __exit__(self, *_: object) -> None:
         """Kill it: a container may take 10 seconds to stop, the machine's end takes none."""
+        self.leave_no_cgroups()
+        self.kill()
+
+    def leave_no_cgroups(self) -> None:
+        """See that those of the plugins, too, go with the machine."""
         for plugin in self.machine.path("/var/lib/docker/plugins").glob(64 * "[0-9a-f]"):
             self.machine.after_close.callback(remove_cgroups, plugin.name)
-        self.kill()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

@@ -36,8 +36,14 @@ class Machine:
     """
 
     def __init__(
-        self, name: str, directory: Path, network: Network | None = None, size: str = "1G"
+        self,
+        name: str,
+        directory: Path,
+        network: Network | None = None,
+        size: str = "1G",
+        disks: Path | None = None,
     ) -> None:
+        """With a directory for its disks, a machine made later finds on them what this one left."""
         self.name = name
         self.directory = directory / name
         """For logs and images; the same path inside and outside of the machine."""
@@ -46,13 +52,14 @@ class Machine:
         self.after_close = contextlib.ExitStack()
         """Called back once every process of the machine is gone."""
         self._size = size
+        self._disks = disks
         self._processes: list[Process] = []
         self._started = 0
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True)
         namespaces = ["--mount", "--propagation=private", "--mount-proc", "--uts"]
-        namespaces += ["--pid", "--fork", "--kill-child"]
+        namespaces += ["--ipc", "--pid", "--fork", "--kill-child"]
         self._namespaces = Namespaces(*namespaces, *(["--net"] if self.network else []))
         self.pid = self._namespaces.pid
         try:
@@ -69,6 +76,8 @@ class Machine:
         """End every process of the machine; its mounts, loop devices and network go with them."""
         with self.after_close:
             self._namespaces.close()
+            if self.network:
+                self.network.unplug(self.name)
             for process in self._processes:
                 process.wait(10)
 
@@ -177,16 +186,21 @@ class Machine:
         return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
 
     def mount_image(self, mount_point: str, kind: str, size: str) -> None:
-        """Mount a new sparse filesystem of that kind (btrfs, ext4), which ends with the machine."""
-        image = self.directory / f"{mount_point.strip('/').replace('/', '-')}.{kind}"
-        make_image(image, kind, size)
+        """Mount a sparse filesystem of that kind (btrfs, ext4): a new one, which ends with the
+        machine, unless it has disks that outlive it."""
+        image = (
+            self._disks or self.directory
+        ) / f"{mount_point.strip('/').replace('/', '-')}.{kind}"
+        if not image.exists():
+            make_image(image, kind, size)
         try:
             make_loop_node()
             self.run("mkdir", "--parents", mount_point)
             self.run("mount", "-o", "loop", str(image), mount_point)
             self.after_close.callback(release_loop_device, image)
         finally:
-            image.unlink()  # the mount keeps it until its end, however the test ends
+            if not self._disks:
+                image.unlink()  # the mount keeps it until its end, however the test ends
 
     def _set_up(self) -> None:
         scratch = self.directory / "scratch"

@@ -1,5 +1,6 @@
 """A network for several machines, whose links can be cut, black-holed and slowed down."""
 
+from contextlib import suppress
 from typing import Self
 
 from tests.support.command import run
@@ -20,6 +21,7 @@ class Network:
 
     def __init__(self) -> None:
         self._hosts: dict[str, tuple[int, int]] = {}  # by name: number, process with the namespace
+        self._numbers: dict[str, int] = {}  # of those that have ended, too
 
     def __enter__(self) -> Self:
         self._switch = Namespaces("--net")
@@ -35,8 +37,9 @@ class Network:
         self._switch.close()
 
     def plug(self, name: str, pid: int) -> str:
-        """Connect the network namespace of that process, and return its new address."""
-        number = len(self._hosts) + 1
+        """Connect the network namespace of that process, and return its address, which stays with
+        the name."""
+        number = self._numbers.setdefault(name, len(self._numbers) + 1)
         cable = ["ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", INTERFACE]
         self._in_switch(*cable, "address", _hardware_address(number), "netns", str(pid))
         self._in_switch("ip", "link", "set", f"port{number}", "master", "switch", "up")
@@ -47,6 +50,12 @@ class Network:
         for host in self._hosts:
             self._introduce_others(host)
         return _address(number)
+
+    def unplug(self, name: str) -> None:
+        """Forget a machine that has ended, until another one of its name is plugged in."""
+        if self._hosts.pop(name, None):
+            with suppress(AssertionError):  # mostly the kernel has taken it away with the machine
+                self._in_switch("ip", "link", "delete", f"port{self._numbers[name]}")
 
     def cut(self, name: str) -> None:
         """Take the machine's link down: it has no route to anybody, and nobody hears from it."""

@@ -1,0 +1,399 @@
+"""Three hosts that are a Docker swarm, each with the daemon, and what can happen to them."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Self, TypeVar
+
+from tests.btrfs.harness import Client
+from tests.support.docker import Dockerd
+from tests.support.machine import DATA, Daemon, Machine
+from tests.support.network import Network
+from tests.support.wait import wait_until
+
+T = TypeVar("T")
+
+NAMES = ("alpha", "beta", "gamma")
+"""The first one is the manager: a cut manager decides nothing. Services run on the others."""
+VOLUMES = f"{DATA}/volumes"
+SNAPSHOTS = f"{DATA}/snapshots"
+PATIENCE = 90
+"""Seconds for what Docker does in its own time: it calls a node down after 10 to 16 of them."""
+USED = "used"
+"""A volume that every node has, always."""
+WITNESS = "/witness"
+"""Where containers see a directory that is on no node, and so survives all of them."""
+
+WRITE_ON = """\
+me=$(cat /proc/sys/kernel/random/uuid)
+mkdir -p /witness/starts /witness/lines
+last=$(tail -n 1 /data/log 2>/dev/null)
+echo "$NODE ${last:-nothing}" > /witness/starts/.$me
+mv /witness/starts/.$me /witness/starts/$me
+while :; do
+    line=$me:$((i += 1))
+    echo $line >> /data/log && echo $line >> /witness/lines/$me
+    usleep 50000
+done
+"""
+"""Writes lines into the volume for ever, and after each one into the witness that it has; before,
+what it found as the last line."""
+
+
+class Node:
+    """One host of the swarm, on disks that outlive it."""
+
+    machine: Machine
+    dockerd: Dockerd
+    daemon: Daemon
+
+    def __init__(self, name: str, directory: Path, network: Network) -> None:
+        self.name = name
+        self.network = network
+        self._directory = directory / name
+        self._disks = self._directory / "disks"
+        self._disks.mkdir(parents=True)
+        self._boots = 0
+        self._daemons: list[Daemon] = []
+
+    # Power
+
+    def boot(self) -> None:
+        """Start the host, with all that runs on it, on what its disks hold."""
+        self._boots += 1
+        directory = self._directory / f"boot-{self._boots}"
+        self.machine = Machine(self.name, directory, self.network, disks=self._disks)
+        with ExitStack() as stack:
+            stack.enter_context(self.machine)
+            self._set_up()
+            self.daemon = self.start_daemon()
+            self.dockerd = Dockerd(self.machine)
+            stack.enter_context(self.dockerd)
+            stack.pop_all()  # it is ended by `cut_power`
+
+    def cut_power(self) -> None:
+        """Kill its process 1, and so all of them, at once."""
+        if self.is_on():
+            self.dockerd.leave_no_cgroups()
+            with suppress(ProcessLookupError):
+                os.kill(self.machine.pid, signal.SIGKILL)
+            self.machine.close()
+
+    def is_on(self) -> bool:
+        return hasattr(self, "dockerd") and Path(f"/proc/{self.machine.pid}").exists()
+
+    def _set_up(self) -> None:
+        machine = self.machine
+        machine.write("/etc/resolv.conf", "")  # else looking names up takes as long as it likes
+        machine.run("umount", "/etc/buttervolume")  # what is in there is to outlive the machine
+        machine.run("rmdir", "/etc/buttervolume")
+        machine.cli("init")
+        machine.install()
+        keys = self._disks / "keys.tar"
+        if keys.exists():
+            machine.run("usermod", "--password", "*", "root")
+            machine.run("tar", "--extract", "--directory=/", f"--file={keys}")
+            machine.launch_sshd()
+        else:
+            machine.start_sshd()
+
+    def keep_keys(self) -> None:
+        """Put what ssh has onto the disks, so that it is there after the next start."""
+        what = ("etc/ssh", "root/.ssh")
+        self.machine.run(
+            "tar", "--create", "--directory=/", f"--file={self._disks}/keys.tar", *what
+        )
+
+    def get_used_to_driver(self) -> None:
+        """Have the image, and use the driver: Docker tells the swarm of no other."""
+        self.dockerd.busybox_image()
+        self.docker("volume", "create", "--driver=btrfs", USED)
+
+    # What runs there
+
+    def start_daemon(self) -> Daemon:
+        self.daemon = self.machine.start_daemon(BUTTERVOLUME_TIMER="1")
+        self._daemons.append(self.daemon)
+        return self.daemon
+
+    def docker(self, *args: str, check: bool = True) -> CompletedProcess[str]:
+        return self.dockerd.docker(*args, check=check)
+
+    def cli(self, *args: str, check: bool = True) -> CompletedProcess[str]:
+        return self.machine.cli(*args, check=check)
+
+    @property
+    def api(self) -> Client:
+        return Client(self.machine.path("/run/docker/plugins/btrfs.sock"))
+
+    def path(self, volume: str) -> Path:
+        """Where the test finds a volume's files."""
+        return self.machine.path(f"{VOLUMES}/{volume}")
+
+    def containers(self, *options: str) -> list[str]:
+        """Those that run, or by an option all."""
+        return self.docker("ps", "--quiet", *options).stdout.split()
+
+    def contents(self, volume: str) -> Iterator[tuple[str, Path]]:
+        """Every copy of a volume that the disk holds, by name: itself, and its snapshots."""
+        if self.path(volume).exists():
+            yield volume, self.path(volume)
+        for snapshot in self.machine.path(SNAPSHOTS).iterdir():
+            if snapshot.name.startswith(f"{volume}@"):
+                yield snapshot.name, snapshot
+
+    def heal(self) -> None:
+        """Start again whatever of it does not run any more."""
+        if not self.is_on():
+            self.boot()
+        if self.daemon.process.poll() is not None:
+            self.start_daemon()
+        if self.dockerd.process.poll() is not None:
+            self.dockerd.start()
+
+    def clear(self) -> None:
+        """Remove what a test has left, once its containers have ended."""
+        wait_until(lambda: not self.containers("--all"), PATIENCE, f"no container on {self.name}")
+        listed = self.docker("volume", "ls", "--quiet", "--filter=driver=btrfs").stdout.split()
+        if volumes := [name for name in listed if name != USED]:
+            self.docker("volume", "rm", *volumes)
+        self.cli("removed", "--purge")
+        script = f"cd {SNAPSHOTS} && for s in *; do [ ! -e $s ] || btrfs subvolume delete $s; done"
+        self.machine.run("sh", "-c", script)
+        for daemon in self._daemons:
+            assert "Traceback" not in daemon.log(), daemon.log()
+        self._daemons = [self.daemon]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line of `docker service ps`."""
+
+    node: str
+    desired: str
+    state: str
+    """Its first word: Running, Rejected, Shutdown."""
+    error: str
+
+
+class Swarm:
+    """The nodes, as a context manager; what else is wanted of it goes through its manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.network = stack.enter_context(Network())
+            self.nodes = [Node(name, self.directory, self.network) for name in NAMES]
+            for node in self.nodes:
+                stack.callback(node.cut_power)
+            self._at_once(Node.boot)
+            self._at_once(Node.get_used_to_driver)
+            self._introduce()
+            self._join()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def manager(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def workers(self) -> list[Node]:
+        return self.nodes[1:]
+
+    def _at_once(self, act: Callable[[Node], None]) -> None:
+        """Do something on all nodes side by side."""
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(act, self.nodes):
+                pass
+
+    def _introduce(self) -> None:
+        for node in self.nodes:
+            for other in self.nodes:
+                if other is not node:
+                    node.machine.authorize(other.machine)
+        for node in self.nodes:
+            node.keep_keys()
+
+    def _join(self) -> None:
+        address = self.manager.machine.address
+        self.manager.docker("swarm", "init", f"--advertise-addr={address}")
+        token = self.manager.docker("swarm", "join-token", "--quiet", "worker").stdout.strip()
+        for node in self.workers:
+            here = f"--advertise-addr={node.machine.address}"
+            node.docker("swarm", "join", f"--token={token}", here, f"{address}:2377")
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the manager takes every node for able to run something."""
+        wait_until(lambda: set(self.states().values()) == {"ready"}, PATIENCE, "all nodes")
+
+    def states(self) -> dict[str, str]:
+        """What the manager thinks of each node: ready, down, unknown."""
+        listed = self.manager.docker("node", "ls", "--format={{.Hostname}} {{.Status}}").stdout
+        return {name: state.lower() for name, state in map(str.split, listed.splitlines())}
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def other_worker(self, node: Node) -> Node:
+        return next(worker for worker in self.workers if worker is not node)
+
+    # What an administrator does
+
+    def drain(self, node: Node) -> None:
+        """Have nothing run there any more."""
+        self.manager.docker("node", "update", "--availability=drain", node.name)
+
+    def activate(self, node: Node) -> None:
+        """Allow it again."""
+        self.manager.docker("node", "update", "--availability=active", node.name)
+
+    # Between two tests
+
+    def heal(self) -> None:
+        """Undo what a test has done to the network and to the nodes, and remove its services."""
+        for node in self.nodes:
+            if node.is_on():
+                self.network.restore(node.name)
+            node.heal()
+        if services := self.manager.docker("service", "ls", "--quiet").stdout.split():
+            self.manager.docker("service", "rm", *services)
+        for node in self.nodes:
+            self.activate(node)
+        self.wait_until_ready()
+        self._at_once(Node.clear)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A container of the service that has begun to write."""
+
+    id: str
+    node: str
+    after: str
+    """The last line that it found."""
+    lines: tuple[str, ...]
+    """What it has surely written since."""
+
+
+class Service:
+    """A service with a volume of ours, whose every line is also written where it cannot be lost."""
+
+    def __init__(self, swarm: Swarm, name: str, *options: str, replicas: int = 1) -> None:
+        """The options are those of `docker service create`, or of the volume: `volume-opt=…`."""
+        self.swarm = swarm
+        self.name = self.volume = name
+        self.witness = swarm.directory / f"witness-{name}"
+        self.witness.mkdir()
+        volume_options = [f"volume-opt={o}" for o in options if not o.startswith("-")]
+        volume = ["type=volume", f"source={self.volume}", "target=/data", "volume-driver=btrfs"]
+        swarm.manager.docker(
+            "service",
+            "create",
+            "--detach",
+            "--network=host",
+            "--no-resolve-image",
+            "--constraint=node.role==worker",
+            "--restart-delay=1s",
+            "--stop-grace-period=1s",
+            f"--replicas={replicas}",
+            f"--name={name}",
+            "--env=NODE={{.Node.Hostname}}",
+            f"--mount={','.join([*volume, *volume_options])}",
+            f"--mount=type=bind,source={self.witness},target={WITNESS}",
+            *(option for option in options if option.startswith("-")),
+            "busybox",
+            "sh",
+            "-c",
+            WRITE_ON,
+        )
+
+    def tasks(self) -> list[Task]:
+        """All that the swarm remembers, the newest of each slot first."""
+        shown = ("{{.Node}}", "{{.DesiredState}}", "{{.CurrentState}}", "{{.Error}}")
+        listed = self.swarm.manager.docker(
+            "service", "ps", "--no-trunc", f"--format={'|'.join(shown)}", self.name
+        ).stdout
+        lines = (line.split("|", 3) for line in listed.splitlines())
+        return [Task(node, want, state.split()[0], error) for node, want, state, error in lines]
+
+    def starts(self) -> list[Start]:
+        """Every container that has begun, the earliest first."""
+        directory = self.witness / "starts"
+        begun = list(directory.glob("[0-9a-f]*")) if directory.exists() else []
+        return [
+            self._start(file) for file in sorted(begun, key=lambda file: file.stat().st_mtime_ns)
+        ]
+
+    def _start(self, file: Path) -> Start:
+        node, after = file.read_text().split()
+        written = self.witness / "lines" / file.name
+        return Start(
+            file.name, node, after, tuple(written.read_text().split()) if written.exists() else ()
+        )
+
+    def wait_for_start(self, number: int = 1, on: Node | None = None) -> Start:
+        """Wait until that many containers have begun, the last of them on that node, if one is
+        named, and has written."""
+
+        def begun() -> Start | None:
+            starts = self.starts()
+            here = len(starts) >= number and (on is None or starts[-1].node == on.name)
+            return starts[-1] if here and starts[-1].lines else None
+
+        return self._explained(begun, f"start {number} on {on.name if on else 'any node'}")
+
+    def wait_for_error(self, words: str, on: Node | None = None) -> Task:
+        """Wait until the swarm shows a task with these words in its error."""
+        return self._explained(
+            lambda: next(
+                (
+                    task
+                    for task in self.tasks()
+                    if words in task.error and (on is None or task.node == on.name)
+                ),
+                None,
+            ),
+            f"the error {words!r}",
+        )
+
+    def _explained(self, condition: Callable[[], T | None], what: str) -> T:
+        try:
+            found = wait_until(condition, PATIENCE, f"{self.name}: {what}")
+        except AssertionError as error:
+            error.add_note("\n".join(map(str, [*self.tasks(), *self.starts()])))
+            raise
+        assert found is not None
+        return found
+
+    def wait_until_it_writes(self, start: Start) -> None:
+        """Wait until a container has written another line."""
+        file = self.witness / "lines" / start.id
+        size = file.stat().st_size
+        self._explained(lambda: file.stat().st_size > size or None, f"{start.id} to write on")
+
+    def assert_nothing_is_lost(self) -> None:
+        """Every line that was ever written is in a copy that some node has."""
+        written = {line for start in self.starts() for line in start.lines}
+        kept = {
+            line
+            for node in self.swarm.nodes
+            if node.is_on()
+            for _, copy in node.contents(self.volume)
+            if (copy / "log").exists()
+            for line in (copy / "log").read_text().split()
+        }
+        assert written
+        assert not written - kept
