@@ -32,9 +32,13 @@ def create(services: Services, body: Body) -> Answer:
     is_there = services.volumes.exists(name)
     with services.schedule.adding(jobs) as added:
         made = services.contents.create(name, options)
+    answer: Answer = Unchanged() if is_there and not added else {}
+    warnings = [job.task.warning for job in jobs if job.task.warning]
     if made.left_out:
-        return {"Warning": f"nested subvolumes are not included: {enumerated(made.left_out)}"}
-    return Unchanged() if is_there and not added else {}
+        warnings.append(f"nested subvolumes are not included: {enumerated(made.left_out)}")
+    if warnings:
+        answer["Warning"] = "; ".join(warnings)
+    return answer
 
 
 def get(services: Services, body: Body) -> Answer:

@@ -2,6 +2,7 @@
 
 from buttervolume.api.body import Answer, Body
 from buttervolume.api.http import Endpoint
+from buttervolume.report.status import with_offset
 from buttervolume.services import Services
 
 
@@ -12,7 +13,7 @@ def list_removed(services: Services, _: Body) -> Answer:
             {
                 "Name": each.name,
                 "Date": each.date,
-                "Until": each.until.astimezone().isoformat(timespec="seconds"),
+                "Until": with_offset(each.until),
                 **({} if each.size is None else {"Size": each.size}),
             }
             for each in services.removed.list()

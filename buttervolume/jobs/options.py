@@ -1,5 +1,6 @@
 """The jobs among the options of a new volume: `snapshot=60`, `replicate:backup=0 3 * * *`."""
 
+import json
 from collections.abc import Mapping
 
 from buttervolume.errors import BadJob, BadName, BadOption, BadPattern
@@ -26,9 +27,9 @@ def split_jobs(volume: str, options: Mapping[str, object]) -> tuple[list[Job], d
 
 
 def _parse(volume: str, action: str, value: object) -> Job:
+    if not isinstance(value, str):
+        raise BadOption(f"{action}={json.dumps(value)} is not valid: the value must be in quotes")
     try:
-        if not isinstance(value, str):
-            raise BadJob("write it in quotes")
         return Job(volume, action, parse_when(value.strip()), True, parse_action(action))
     except (BadJob, BadName, BadPattern) as error:
         raise BadOption(f"{action}={value!r} is not possible: {error}") from error

@@ -255,6 +255,7 @@ def _offset(moment: datetime) -> str:
 def _offset_in_hour(year: int, month: int, day: int, hour: int) -> str:
     """The offset from UTC in an hour of local time; what tens of thousands of
     snapshots would ask the C library for, one by one. Clocks are shifted at whole hours."""
+    year = min(max(year, 2), 9998)  # UTC may be in a year that there is not
     moment = datetime(year, month, day, hour).astimezone()
     return moment.isoformat(timespec="minutes")[16:]
 

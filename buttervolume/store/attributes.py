@@ -4,6 +4,7 @@ Their names begin with `trusted.`: only who has CAP_SYS_ADMIN in the machine's o
 can read or write them (xattr(7)), and no container has.
 """
 
+import errno
 import os
 from contextlib import suppress
 
@@ -14,6 +15,9 @@ KEEP = "keep"
 """How long a removed volume is kept, if it says so itself."""
 SIZE = "size"
 """How many bytes a volume may hold."""
+NAMES = (KEEP, SIZE)
+"""All there are. They are asked for one by one: a container may give the root so many attributes of
+its own that no list of them is to be had (64 KiB at the most, listxattr(2))."""
 _KIND = PREFIX + "kind"
 _BACKUP = "backup of "
 
@@ -21,11 +25,14 @@ _BACKUP = "backup of "
 def read(root: Directory) -> dict[str, str]:
     """All of ours that a root has, without the prefix."""
     found = {}
-    for name in os.listxattr(root.descriptor):
-        if name.startswith(PREFIX):
-            with suppress(OSError):  # removed meanwhile
-                value = os.getxattr(root.descriptor, name)
-                found[name.removeprefix(PREFIX)] = value.decode(errors="replace")
+    for name in NAMES:
+        try:
+            value = os.getxattr(root.descriptor, PREFIX + name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        else:
+            found[name] = value.decode(errors="replace")
     return found
 
 

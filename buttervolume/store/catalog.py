@@ -270,12 +270,12 @@ class Catalog:
             pass
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError as error:
+            return moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
+        except (ValueError, OverflowError) as error:  # at the end of the calendar
             example = self.date_of(datetime(2026, 11, 26, 10))
             raise BadRestore(
                 f"{text!r} is no date: write it as 2026-11-26, 2026-11-26T10:00 or {example}"
             ) from error
-        return moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
 
     def path_of(self, name: str) -> Path:
         """Where a snapshot is or would be. Raises BadName."""

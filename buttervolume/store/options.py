@@ -1,5 +1,6 @@
 """The options of a new volume, as one table: what each may be, and what it means."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -112,9 +113,9 @@ def parse_options(options: Mapping[str, object], also_valid: Iterable[str] = ())
             raise BadOption(f"unknown volume option {key!r}; valid options: {known}")
         if text == "":
             continue
+        if not isinstance(text, str):
+            raise BadOption(f"{key}={json.dumps(text)} is not valid: the value must be in quotes")
         try:
-            if not isinstance(text, str):
-                raise ValueError("written in quotes")
             values[option.field] = option.convert(text.strip())
         except ValueError as error:
             raise BadOption(f"{key}={text!r} is not possible; valid values: {error}") from error

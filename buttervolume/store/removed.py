@@ -120,7 +120,10 @@ class Removed:
             except ValueError:  # the format has been changed: what renamed it changed this as well
                 changed = os.fstat(root.descriptor).st_ctime
                 removed = datetime.fromtimestamp(changed, UTC).astimezone().replace(tzinfo=None)
-            until = removed + self._keep_of(root)
+            try:
+                until = removed + self._keep_of(root)
+            except OverflowError:  # the clock was beyond all bounds
+                until = datetime.max
             return [RemovedVolume(name, date, removed, until, quota.referenced(root))]
 
     def find(self, name: str) -> RemovedVolume:

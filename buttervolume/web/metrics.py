@@ -1,6 +1,7 @@
 """The report for Prometheus. Names and units after its conventions (prometheus.io)."""
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -98,13 +99,21 @@ def _volumes(report: Report) -> Iterator[Metric]:
         name, holdings = printable(volume.name), volume.holdings
         count.add_metric([name], holdings.count)
         if holdings.taken is not None:
-            newest.add_metric([name], holdings.taken.timestamp())
+            newest.add_metric([name], _timestamp(holdings.taken))
         for each in holdings.copies:
             if each.taken is not None:
-                copy.add_metric([name, printable(each.host)], each.taken.timestamp())
+                copy.add_metric([name, printable(each.host)], _timestamp(each.taken))
             if each.lag is not None:
                 lag.add_metric([name, printable(each.host)], each.lag.total_seconds())
     yield from (count, newest, copy, lag)
+
+
+def _timestamp(taken: datetime) -> float:
+    """Seconds since 1970 of a moment of local time."""
+    try:
+        return taken.timestamp()
+    except (ValueError, OverflowError):  # at the ends of the calendar: within a day
+        return (taken - datetime(1970, 1, 1)).total_seconds()
 
 
 def _jobs(jobs: Iterable[JobStatus]) -> Iterator[Metric]:

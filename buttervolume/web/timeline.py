@@ -96,7 +96,8 @@ def draw(snapshots: Sequence[Snapshot], now: datetime, forecast: Forecast | None
     dated = [(now - s.taken, s) for s in snapshots if s.taken is not None]
     bands = () if forecast is None else forecast.bands
     ages = [age for age, _ in dated] + [band.begin for band in bands]
-    scale = _Scale(max([*ages, timedelta(days=1)]) * 1.6)
+    longest = min(max([*ages, timedelta(days=1)]), datetime.max - datetime.min)
+    scale = _Scale(longest * 1.6)
     doomed = {} if forecast is None else {v.name: v.reason for v in forecast.doomed}
     hosts = sorted({s.name.host for _, s in dated if s.name.host is not None})
     lanes = [None, *hosts]

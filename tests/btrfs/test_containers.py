@@ -9,18 +9,30 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from buttervolume.errors import OperationFailed, VolumeMounted
-from buttervolume.store.options import Options
+from buttervolume.store.options import Options, parse_options
+from buttervolume.store.removed import Removed
 from buttervolume.store.retention import parse_pattern
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import nested
 from tests.btrfs.conftest import StartDaemon
-from tests.btrfs.harness import Daemon, Place, Shim, Store, btrfs, entries, nested_in, subvolume
+from tests.btrfs.harness import (
+    DATE_FORMAT,
+    Daemon,
+    Place,
+    Shim,
+    Store,
+    btrfs,
+    entries,
+    nested_in,
+    subvolume,
+)
 from tests.support.container import run_in_container, running_in_container
 from tests.support.wait import wait_until
 
@@ -133,6 +145,36 @@ def test_however_odd_what_is_nested_everything_works(store: Store, volume: Path,
     store.volumes.remove("evil")
 
     assert [name for name, _ in store.volumes.list()] == ["copy"]
+    assert store.place.own_names() == []
+
+
+def test_however_many_attributes_a_container_adds_everything_works(
+    store: Store, volume: Path
+) -> None:
+    """The kernel lists 64 KiB of names at the most; beyond, there is no list at all."""
+    store.volumes.remove("evil")
+    store.volumes.create("evil", parse_options({"keep": "3d"}))
+    before = store.snapshots.take("evil").name
+    run_in_container("add_attributes", volume, 300)
+    with pytest.raises(OSError, match="too long"):
+        os.listxattr(volume)
+
+    taken = store.snapshots.take("evil").name
+    store.contents.clone("evil", "copy")
+    store.contents.create("from", parse_options({"from": taken, "keep": "5d"}))
+    store.contents.restore(before)
+    store.contents.restore(taken)
+    removed = Removed(store.volumes, DATE_FORMAT, timedelta(hours=1))
+    for name, days in (("evil", 3), ("copy", 3), ("from", 5)):
+        removed.remove(name)
+        [kept] = removed.list()
+        assert kept.until - kept.removed == timedelta(days=days)
+        assert removed.bring_back(name) == name
+        removed.remove(name)
+        removed.purge(name)
+    store.snapshots.remove(taken)
+
+    assert store.volumes.list() == []
     assert store.place.own_names() == []
 
 

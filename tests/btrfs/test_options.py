@@ -1,5 +1,6 @@
 """The options of a new volume: checked as a whole, done as a whole or not at all."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from buttervolume.errors import (
     OperationFailed,
     QuotasOff,
 )
+from buttervolume.jobs.options import split_jobs
 from buttervolume.store.options import OPTIONS, Options, parse_options
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import quota
@@ -92,6 +94,15 @@ def test_what_is_not_possible_is_said_with_what_is(options: dict[str, object]) -
 
     assert "valid" in str(refusal.value)
     assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [None, True, 5, 1.5, ["60"], {"a": None}])
+@pytest.mark.parametrize("key", ["keep", "copyonwrite", "snapshot", "purge:1h:1d"])
+def test_a_value_that_is_no_text_is_refused_in_the_words_of_json(key: str, value: object) -> None:
+    with pytest.raises(BadOption) as refusal:
+        parse_options(split_jobs("db", {key: value})[1])
+
+    assert f"{key}={json.dumps(value)} " in str(refusal.value)
 
 
 def test_a_volume_from_a_volume_has_its_content_now(store: Store) -> None:
@@ -306,3 +317,13 @@ def test_a_create_that_fails_leaves_neither_volume_nor_row(daemon: Daemon) -> No
     assert len(daemon.call("Schedule.List")["Schedule"]) == 1
     daemon.call("Create", Name="copy", Opts={"from": "db"})
     assert daemon.names() == ["copy", "db"]
+
+
+def test_a_pattern_whose_ages_do_not_ascend_is_spelled_out_wherever_it_is_declared(
+    daemon: Daemon,
+) -> None:
+    for name in ("new", "new", "other"):
+        answer = daemon.call("Create", Name=name, Opts={"purge:48h:20d:6m": "60", "snapshot": "60"})
+        assert "it means 6m:48h:20d" in answer["Warning"]
+
+    assert "Warning" not in daemon.call("Create", Name="plain", Opts={"purge:6h:20d": "60"})

@@ -179,6 +179,40 @@ def test_a_hostile_name_stays_on_its_line(daemon: Daemon, place: Place) -> None:
     assert "a\\u2028b\\u202ec" in done.stdout
 
 
+ENDS = ("0001-01-01T00:00:00.000000", "9999-12-31T23:59:59.999999")
+"""Where the calendar ends, and UTC may be in a year that there is not."""
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_dates_at_the_ends_of_the_calendar_spoil_no_list(
+    start_daemon: StartDaemon, place: Place, zone: str
+) -> None:
+    daemon = start_daemon(TZ=zone)
+    for volume in ("db", "gone"):
+        daemon.call("Create", Name=volume)
+    for date in (*ENDS, f"{ENDS[1]}@vault"):
+        path = place.snapshots / f"db@{date}"
+        btrfs("subvolume", "snapshot", "-r", place.volumes / "db", path)
+    daemon.call("Remove", Name="gone")
+    for date in ENDS:
+        subvolume(place.volumes / f".buttervolume-removed/odd@{date}")
+    daemon.call("Schedule", Name="db", Action="purge:1h:900y", Timer="5000000")
+
+    details = daemon.call("Snapshot.List", Name="db", Details=True)["Details"]
+    removed = daemon.call("Volume.Removed")["Removed"]
+
+    assert [each["Taken"][:19] for each in details] == [date[:19] for date in ENDS]
+    assert [each["Until"][:10] for each in removed][1:] == ["0001-01-02", "9999-12-31"]
+    for command in ("status", "volumes", "removed", "scheduled"):
+        assert daemon.cli(command).returncode in (0, 1)
+    assert "in the future" in daemon.cli("snapshots", "-l").stdout
+    assert daemon.cli("undelete", "gone").stdout == "gone\n"
+    for at in ("0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00"):
+        assert "is no date" in daemon.refused("Snapshot.Restore", Name="db", At=at)
+    daemon.stop()
+    assert "Traceback" not in daemon.stderr()
+
+
 def test_a_filesystem_that_is_gone_is_said_so_instead_of_silence(
     daemon: Daemon, place: Place
 ) -> None:

@@ -113,6 +113,12 @@ def receive_forever(subvolume: str, uuid: str) -> None:
             continue
 
 
+def add_attributes(path: str, count: str) -> None:
+    """Give something so many extended attributes with names of 250 bytes."""
+    for number in range(int(count)):
+        os.setxattr(path, f"user.{number:0>245}", b"x")
+
+
 def nest_forever(directory: str) -> None:
     """Make subvolumes as fast as it goes, until the directory is gone."""
     _say_ready()
@@ -144,6 +150,7 @@ def swap_forever(directory: str, target: str, name: str, count: str) -> None:
 
 _DEEDS: tuple[Callable[..., None], ...] = (
     nest, nest_many, nest_deep, nest_forever, make_readonly, receive, receive_forever, swap_forever,
+    add_attributes,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -39,6 +39,22 @@ def test_the_pages_are_there(site: Site) -> None:
     assert "the page is at" in site.daemon.stdout()
 
 
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_dates_and_ages_beyond_the_calendar_spoil_no_page(
+    start_site: StartSite, place: Place, zone: str
+) -> None:
+    site = start_site(TZ=zone)
+    site.daemon.call("Create", Name="db")
+    for date in ("0001-01-01T00:00:00.000000", "9999-12-31T23:59:59.999999"):
+        for name in (f"db@{date}", f"db@{date}@vault"):
+            btrfs("subvolume", "snapshot", "-r", place.volumes / "db", place.snapshots / name)
+    site.daemon.call("Schedule", Name="db", Action="purge:999999999d", Timer="50 3 29 2 *")
+
+    statuses = {path: site.get(path).status for path in PAGES}
+
+    assert statuses == dict.fromkeys(PAGES, 200) | {"/nowhere": 404}
+
+
 def test_every_answer_is_hardened(site: Site) -> None:
     for path in PAGES:
         headers = site.get(path).headers
