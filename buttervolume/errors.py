@@ -4,6 +4,7 @@ Every class carries its data and words its own message; `str(error)` is that mes
 (api, cli, scheduler) decide what a class means to them, never what it says.
 """
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -74,7 +75,19 @@ class OperationFailed(ButtervolumeError):
     def __init__(self, attempt: str, reason: object) -> None:
         self.attempt = attempt
         self.reason = reason
-        super().__init__(f"cannot {attempt}: {reason}")
+        super().__init__(f"cannot {attempt}: {_in_words(reason)}")
+
+
+def _in_words(reason: object) -> str:
+    """A reason without what is Python's own: numbers of errors, and of descriptors for names."""
+    if not isinstance(reason, OSError) or reason.strerror is None:
+        return str(reason)
+    paths = [
+        os.fsdecode(name)
+        for name in (reason.filename, reason.filename2)
+        if isinstance(name, (str, bytes, os.PathLike))
+    ]
+    return f"{reason.strerror}: {' -> '.join(paths)}" if paths else reason.strerror
 
 
 class BadName(ButtervolumeError):

@@ -209,7 +209,7 @@ class Schedule:
         try:
             for path in (self.disabled_path, self.path, self.disabled_path):
                 with suppress(FileNotFoundError):
-                    content, paused = path.read_bytes(), path == self.disabled_path
+                    content, paused = files.read(path), path == self.disabled_path
                     if paused and self.path.exists():
                         self._complain(f"both {self.path} and {path} exist; the jobs are paused")
                     return content, paused
@@ -304,7 +304,10 @@ class Schedule:
     def adding(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         """Add those jobs that are not there, in one write, for what the block makes, and let it
         know them; if it fails, they go again. A row that is there stays as it is. Raises
-        OperationFailed."""
+        OperationFailed; without jobs to add, the file is left alone."""
+        if not jobs:
+            yield jobs
+            return
         with self._guard:
             contents = self._read()
             known = {(job.volume, job.action) for job in contents.jobs}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from buttervolume.errors import OperationFailed, VolumesUnavailable
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.actions import Purge
-from buttervolume.jobs.schedule import Schedule, resolve
+from buttervolume.jobs.schedule import Contents, Schedule, resolve
 from buttervolume.jobs.scheduler import Scheduler
 from buttervolume.names import Snapshot
 from buttervolume.report.forecast import Forecast, forecast
@@ -69,7 +69,7 @@ class Observer:
         self._holdings: dict[str, Holdings] = {}
 
     def report(self) -> Report:
-        """How everything stands now. Raises OperationFailed if the schedule cannot be read."""
+        """How everything stands now."""
         return report(self.observe())
 
     def outlook(self, report: Report, volume: str) -> Outlook | None:
@@ -91,7 +91,11 @@ class Observer:
 
     def observe(self) -> Facts:
         """The facts of this moment; of a filesystem that is gone, that it is."""
-        contents = self._schedule.read()
+        contents, unknown_jobs = Contents((), paused=False), ""
+        try:
+            contents = self._schedule.read()
+        except OperationFailed as error:
+            unknown_jobs = str(error)
         volumes: tuple[str, ...] = ()
         listing = Listing((), ())
         found = None
@@ -114,6 +118,7 @@ class Observer:
             activity=self._scheduler.activity(),
             transfers=self._transfers.list(),
             space=found,
+            unknown_jobs=unknown_jobs,
         )
 
     def _index(self, snapshots: tuple[Snapshot, ...]) -> dict[str, Holdings]:

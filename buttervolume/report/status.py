@@ -197,6 +197,8 @@ class Facts:
     transfers: Sequence[Transfer]
     space: Space | None
     """None if the filesystem is gone."""
+    unknown_jobs: str = ""
+    """Why nobody knows which jobs there are, if the schedule cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -430,6 +432,8 @@ def _of_the_host(facts: Facts) -> Iterable[Problem]:
     if len(facts.partial) > MOST_PARTIAL_COPIES:
         message = f"{len(facts.partial)} copies are not whole: transfers failed, or are under way"
         yield Problem(Kind.PARTIAL, message)
+    if facts.unknown_jobs:
+        yield Problem(Kind.UNREADABLE, facts.unknown_jobs)
     if facts.unreadable:
         count = len(facts.unreadable)
         rows = "1 row" if count == 1 else f"{count} rows"

@@ -5,6 +5,7 @@ power cut leaves under one of the daemon's own names has never been anybody's, o
 of a volume that has been replaced or removed: `sweep` may delete it.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -291,7 +292,11 @@ class Volumes:
     def _move_into_directory(self, path: Path, target: Path) -> None:
         """Move a subvolume into a directory that is made for that."""
         while True:
-            target.parent.mkdir(mode=0o700, exist_ok=True)
+            try:
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+            except FileExistsError as error:
+                wrong = errno.ENOTDIR
+                raise NotADirectoryError(wrong, os.strerror(wrong), str(target.parent)) from error
             try:
                 self.move(path, target)
                 return

@@ -1,7 +1,9 @@
 """Changes of the directory tree that happen wholly or not at all."""
 
 import ctypes
+import errno
 import os
+import stat
 import threading
 from contextlib import suppress
 from functools import cache
@@ -79,6 +81,18 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> bytes:
+    """What a file holds. OSError if it is another thing, such as a FIFO, whose end never comes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
     finally:
         os.close(descriptor)
 

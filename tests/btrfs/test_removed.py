@@ -19,6 +19,7 @@ from buttervolume.errors import (
     BadName,
     NoSuchRemoved,
     NoSuchVolume,
+    OperationFailed,
     VolumeBusy,
     VolumeExists,
 )
@@ -34,6 +35,7 @@ from tests.btrfs.harness import (
     Shim,
     Store,
     entries,
+    put,
     subvolume,
 )
 from tests.support.container import run_in_container
@@ -430,3 +432,22 @@ def test_an_immutable_volume_says_how_to_remove_it(daemon: Daemon, place: Place)
     finally:
         subprocess.run(["chattr", "-i", place.volumes / "db"], check=True)
     daemon.call("Remove", Name="db")
+
+
+@pytest.mark.parametrize("what", ["file", "fifo", "link"])
+def test_what_lies_in_the_place_of_the_removed_is_said_and_waits_for_nothing(
+    store: Store, removed: Removed, what: str
+) -> None:
+    make(store)
+    put(removed.path, what)
+
+    with pytest.raises(OperationFailed, match="Not a directory") as failure:
+        removed.remove("db")
+
+    assert str(removed.path) in str(failure.value)
+    assert listed(store) == ["db"]
+    with suppress(OperationFailed):
+        assert removed.list() == []
+    removed.path.unlink()
+    removed.remove("db")
+    assert names(removed) == ["db"]

@@ -26,6 +26,7 @@ from tests.btrfs.harness import (
     Place,
     btrfs,
     is_readonly,
+    put,
     subvolume,
 )
 from tests.support import history
@@ -903,3 +904,29 @@ def test_killed_in_a_storm_of_changes_the_file_is_always_whole(machine: Machine)
 
     assert all(answered.values()), "the storm was none"
     assert len(machine.start().call("Schedule.List")["Schedule"]) == 303
+
+
+@pytest.mark.parametrize("what", ["directory", "fifo", "loop"])
+def test_what_lies_in_the_place_of_the_schedule_stops_nothing_but_jobs(
+    machine: Machine, what: str
+) -> None:
+    if what == "loop":
+        machine.file.symlink_to(machine.file)
+    else:
+        put(machine.file, what)
+    daemon = machine.start()
+
+    daemon.call("Create", Name="db")
+    daemon.call("Create", Name="db", Opts={"keep": "2d"})
+    said = daemon.refused("Create", Name="other", Opts={"snapshot": "60"})
+
+    assert daemon.names() == ["db"]
+    assert "schedule" in said
+    assert str(machine.file) in said
+    assert "Errno" not in said
+    answer = daemon.call("Status")
+    assert [(p["Kind"], p["Message"]) for p in answer["Problems"]] == [("unreadable", said)]
+    assert [volume["Name"] for volume in answer["Volumes"]] == ["db"]
+    for command in ("volumes", "snapshots", "removed"):
+        assert daemon.cli(command).returncode == 0
+    assert "schedule" in daemon.cli("scheduled").stderr

@@ -266,6 +266,15 @@ def test_more_than_three_partial_copies_are_a_problem(
     assert kinds(report(replace(FACTS, partial=partial))) == expected
 
 
+def test_a_schedule_that_cannot_be_read_is_a_problem_and_hides_no_other() -> None:
+    facts = replace(FACTS, unknown_jobs="cannot read the schedule: Is a directory", space=None)
+
+    made = report(facts)
+
+    assert {problem.kind for problem in made.problems} == {Kind.UNREADABLE, Kind.UNAVAILABLE}
+    assert "Is a directory" in " ".join(problem.message for problem in made.problems)
+
+
 def test_rows_that_cannot_be_read_are_a_problem_that_shows_the_first() -> None:
     (problem,) = report(replace(FACTS, unreadable=["db,snapsot,60", "x"])).problems
 
