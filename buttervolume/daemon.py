@@ -45,6 +45,10 @@ LAST_WRITE = 0.5
 """Seconds for what the history has still to write, however long the rest took."""
 
 
+PAGE_EVERY = 5.0
+"""Seconds between two tries to have the address of the page."""
+
+
 def run(config: Config, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
     """Serve until a signal comes. Raises AlreadyRunning, NotOnBtrfs, OperationFailed.
 
@@ -140,6 +144,9 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         tidying.start()
         if page is not None:
             _serve_page(config, services, page)
+        elif config.web is not None and config.web.path is None:
+            waiting = (config, services, config.web)
+            threading.Thread(target=_wait_for_page, args=waiting, name="page", daemon=True).start()
         if config.notify and (problem := apprise.check()):
             log.warning("%s", problem)
         elif config.notify:
@@ -168,6 +175,20 @@ def _listen_for_page(web: Address, stack: ExitStack) -> socket.socket | None:
     except (AlreadyRunning, OperationFailed) as error:
         logging.getLogger(__name__).error("there is no page: %s", error)
         return None
+
+
+def _wait_for_page(config: Config, services: Services, web: Address) -> None:
+    """Serve the page once its address can be had: at boot the network may come after us."""
+    from buttervolume.web.server import listen as listen_at
+
+    while True:
+        time.sleep(PAGE_EVERY)
+        try:
+            listener = listen_at(web.host, web.port)
+        except OperationFailed:
+            continue
+        _serve_page(config, services, listener)
+        return
 
 
 def _serve_page(config: Config, services: Services, listener: socket.socket) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -145,13 +146,25 @@ def test_a_page_on_a_unix_socket_is_for_its_owner_and_group(
     assert not path.exists()
 
 
-def test_a_port_that_is_taken_costs_the_page_alone(start_daemon: StartDaemon) -> None:
+def test_a_port_that_is_taken_costs_the_page_alone_until_it_is_free(
+    start_daemon: StartDaemon,
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        daemon = start_daemon(BUTTERVOLUME_WEB=f"127.0.0.1:{other.getsockname()[1]}")
+        port = int(other.getsockname()[1])
+        daemon = start_daemon(BUTTERVOLUME_WEB=f"127.0.0.1:{port}")
         daemon.call("Create", Name="db")
     assert "Address already in use" in daemon.stderr()
+
+    site = Site(daemon, port)
+
+    def is_there() -> bool:
+        with suppress(ConnectionError):
+            return site.get("/health").status == 200
+        return False
+
+    wait_until(is_there, 60, "the page to be served after all")
 
 
 def test_others_on_the_network_are_refused_without_a_token(start_daemon: StartDaemon) -> None:
