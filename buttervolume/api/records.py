@@ -33,7 +33,7 @@ def record(
         seconds=seconds,
         operation=operation.removeprefix("VolumeDriver."),
         volume=name.partition("@")[0],
-        host=_name(body, "Host") or _name(body, "Hosts"),
+        host=_name(body, "Host") or _name(body, "Hosts") or _name(body, "From"),
         snapshot=snapshot,
         outcome=shortened(", ".join(made)),
         error=shortened(str(answer.get("Err", ""))),

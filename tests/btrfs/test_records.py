@@ -123,3 +123,10 @@ def test_a_job_that_is_run_now_is_kept_once(daemon: Daemon) -> None:
 
     operations = [row["operation"] for row in kept(daemon, 3)]
     assert operations == ["Create", "snapshot", "Remove"]
+
+
+def test_a_restore_from_another_host_is_kept_with_that_host(daemon: Daemon) -> None:
+    daemon.refused("Snapshot.Restore", Name="db", From="127.0.0.1")
+
+    [row] = kept(daemon, 1)
+    assert (row["operation"], row["volume"], row["host"]) == ("Snapshot.Restore", "db", "127.0.0.1")

@@ -15,6 +15,7 @@ import pytest
 
 from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import Place, btrfs, subvolume
+from tests.support.manual import text as manual_page
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tests.web.conftest import Site, StartSite
@@ -364,7 +365,9 @@ def test_the_shipped_rules_are_right() -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_every_metric_of_the_rules_is_one_that_there_is(site: Site) -> None:
+def test_every_metric_of_the_rules_is_one_that_there_is_and_all_are_in_the_manual(
+    site: Site,
+) -> None:
     site.daemon.call("Create", Name="db")
     site.daemon.call("Schedule", Name="db", Action="snapshot", Timer="60")
     wait_until(lambda: site.daemon.snapshot_names(), what="the job to run")
@@ -374,6 +377,8 @@ def test_every_metric_of_the_rules_is_one_that_there_is(site: Site) -> None:
     used = set(re.findall(r"buttervolume_\w+", RULES.read_text()))
     assert used
     assert used <= families
+    listed = re.findall(r"^``(buttervolume_\w+)", manual_page("reference/page"), re.MULTILINE)
+    assert families <= set(listed)
 
 
 def test_prometheus_fires_the_alert_for_a_replication_that_fails(
