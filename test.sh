@@ -29,7 +29,7 @@ install_quietly() (
     before=$(enabled_units)
     install_packages "$@"
     for unit in $(comm -13 <(echo "$before") <(enabled_units)); do
-        echo "came with the tests, to be enabled by who wants it: systemctl enable --now $unit"
+        echo "came with the tests and is off; to use it yourself: systemctl enable --now $unit"
         SYSTEMD_OFFLINE=1 systemctl --quiet disable "$unit"
     done
 )

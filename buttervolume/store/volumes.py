@@ -75,9 +75,9 @@ class Volumes:
         """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
         self.changing_hands = Mutexes()
         """One per volume, for moments: held while its name goes to another subvolume, until that
-        is on the disk, and by who mounts it. Taken after its mutex, if that is taken as well."""
+        is on the disk, and by a call that mounts it. Taken after its mutex, if that is taken as well."""
         self.synchronized = Holds(lambda name: VolumeBusy(name, "a synchronization"))
-        """Volumes that rsync is writing to; held and let go only by who holds their mutex."""
+        """Volumes that rsync is writing to; held and let go only under their mutex."""
         self._filesystem = btrfs.filesystem(path)
         self._device = os.stat(path).st_dev
         self._mounted_guard = threading.Lock()  # protects _mounted
