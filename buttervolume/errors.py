@@ -221,12 +221,12 @@ class VolumeBusy(ButtervolumeError):
 
 
 class SnapshotBusy(ButtervolumeError):
-    """A transfer needs the snapshot, itself or as a parent, or somebody is removing it."""
+    """A transfer or a restore needs the snapshot, itself or as a parent, or somebody removes it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"{name}: a transfer that is under way needs this snapshot, or it is being removed"
+            f"{name}: a transfer or a restore under way needs this snapshot, or it is being removed"
         )
 
 

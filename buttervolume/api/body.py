@@ -53,8 +53,12 @@ class Body:
     def text_or_number(self, key: str) -> str:
         """A string that must be there, or a whole number instead, as a string."""
         value = self._values.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if value is not None and not isinstance(value, str):
+            raise MalformedRequest(f"{key} must be a string or a whole number")
         return self.text(key)
 
     def texts(self, key: str) -> Sequence[str]:

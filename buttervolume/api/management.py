@@ -7,11 +7,13 @@ from buttervolume.api import undo
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.errors import (
+    BadRestore,
     ButtervolumeError,
     NoSuchVolume,
     VolumesUnavailable,
 )
 from buttervolume.jobs.schedule import concerned
+from buttervolume.names import check_volume_reference
 from buttervolume.services import Services
 from buttervolume.store.retention import parse_pattern
 from buttervolume.words import enumerated
@@ -40,15 +42,15 @@ def remove_snapshot(services: Services, body: Body) -> Answer:
 def restore(services: Services, body: Body) -> Answer:
     """Give a volume the content of a snapshot."""
     name, origin = body.text("Name"), body.optional_text("From")
-    if origin is not None:
+    target, at = body.optional_text("Target"), body.optional_text("At")
+    force, backwards = body.flag("Force"), body.flag("Undo")
+    if origin is not None:  # what can be refused is refused before days of transfer
+        if backwards or at is not None:
+            raise BadRestore("from another host comes its newest snapshot, or one that is named")
+        if target is not None:
+            check_volume_reference(target)
         name = services.replication.receive(name, origin)
-    restored = services.contents.restore(
-        name,
-        body.optional_text("Target"),
-        force=body.flag("Force"),
-        undo=body.flag("Undo"),
-        at=body.optional_text("At"),
-    )
+    restored = services.contents.restore(name, target, force=force, undo=backwards, at=at)
     answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:
         answer["VolumeBackup"] = restored.backup

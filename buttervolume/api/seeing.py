@@ -33,6 +33,7 @@ def list_volumes(services: Services, body: Body) -> Answer:
     wanted = body.optional_text("Name")
     if wanted is not None:
         services.volumes.mountpoint(wanted)
+    services.volumes.names()  # an error if they cannot be listed, where a report is without them
     report = services.observer.report()
     users = services.volumes.count_users()
     volumes = []

@@ -16,6 +16,8 @@ from buttervolume.report.status import (
     Facts,
     Holdings,
     JobStatus,
+    Kind,
+    Problem,
     Report,
     index,
     interval,
@@ -91,19 +93,23 @@ class Observer:
 
     def observe(self) -> Facts:
         """The facts of this moment; of a filesystem that is gone, that it is."""
-        contents, unknown_jobs = Contents((), paused=False), ""
+        failures: list[Problem] = []
+        contents = Contents((), paused=False)
         try:
             contents = self._schedule.read()
         except OperationFailed as error:
-            unknown_jobs = str(error)
+            failures.append(Problem(Kind.UNREADABLE, str(error)))
         volumes: tuple[str, ...] = ()
         listing = Listing((), ())
         found = None
         try:
+            self._volumes.check_available()
+            found = space.look(self._volumes.path)
             volumes = self._volumes.names()
             listing = self._catalog.list()
-            found = space.look(self._volumes.path)
-        except (OSError, OperationFailed, VolumesUnavailable):
+        except OperationFailed as error:
+            failures.append(Problem(Kind.UNAVAILABLE, str(error)))
+        except (OSError, VolumesUnavailable):
             found = None
         return Facts(
             now=self._now(),
@@ -118,7 +124,7 @@ class Observer:
             activity=self._scheduler.activity(),
             transfers=self._transfers.list(),
             space=found,
-            unknown_jobs=unknown_jobs,
+            failures=failures,
         )
 
     def _index(self, snapshots: tuple[Snapshot, ...]) -> dict[str, Holdings]:

@@ -197,8 +197,15 @@ class Facts:
     transfers: Sequence[Transfer]
     space: Space | None
     """None if the filesystem is gone."""
-    unknown_jobs: str = ""
-    """Why nobody knows which jobs there are, if the schedule cannot be read."""
+    failures: Sequence[Problem] = ()
+    """What could not be found out, and why."""
+
+    @property
+    def are_volumes_known(self) -> bool:
+        """Whether the filesystem is there, and tells which volumes there are."""
+        return self.space is not None and all(
+            failure.kind is not Kind.UNAVAILABLE for failure in self.failures
+        )
 
 
 @dataclass(frozen=True)
@@ -319,7 +326,7 @@ def report(facts: Facts) -> Report:
         space=facts.space,
         min_free=facts.min_free,
         paused=facts.paused,
-        is_alive=facts.space is not None and not _is_stuck(facts),
+        is_alive=facts.are_volumes_known and not _is_stuck(facts),
         by_volume=by_volume,
     )
 
@@ -352,7 +359,7 @@ def _state(job: Job, memory: Memory, is_running: bool, facts: Facts) -> State:
 
 def _has_its_volume(job: Job, facts: Facts) -> bool:
     """Snapshots that were received are purged where there is no volume."""
-    if job.volume in facts.volumes or facts.space is None:
+    if job.volume in facts.volumes or not facts.are_volumes_known:
         return True
     return not job.task.needs_volume and job.volume in facts.holdings
 
@@ -432,8 +439,7 @@ def _of_the_host(facts: Facts) -> Iterable[Problem]:
     if len(facts.partial) > MOST_PARTIAL_COPIES:
         message = f"{len(facts.partial)} copies are not whole: transfers failed, or are under way"
         yield Problem(Kind.PARTIAL, message)
-    if facts.unknown_jobs:
-        yield Problem(Kind.UNREADABLE, facts.unknown_jobs)
+    yield from facts.failures
     if facts.unreadable:
         count = len(facts.unreadable)
         rows = "1 row" if count == 1 else f"{count} rows"

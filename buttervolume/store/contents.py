@@ -1,8 +1,8 @@
 """What a volume holds: cloned, restored, each in one step."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,21 @@ class Contents:
         with self._volumes.creating(name, *others) as is_new:
             if not is_new:
                 return Taken(name, ())
+            attempt = f"copy {source}"
             if "@" in source:
-                path = self._catalog.check_complete(self._catalog.resolve(source))
+                with self._kept(self._catalog.resolve(source)) as path:
+                    missing = self._make_volume(path, name, attempt, options)
             else:
                 path = self._volumes.mountpoint(source)
-            missing = self._make_volume(path, name, f"copy {source}", options)
+                missing = self._make_volume(path, name, attempt, options)
         return Taken(name, missing)
+
+    @contextmanager
+    def _kept(self, snapshot: str) -> Iterator[Path]:
+        """The path of a snapshot that nobody removes or purges within the block. Raises
+        NoSuchSnapshot, IncompleteSnapshot, SnapshotBusy if somebody is at it."""
+        with self._snapshots.in_transfer.hold(snapshot):
+            yield self._catalog.check_complete(snapshot)
 
     def clone(self, volume: str, target: str) -> Taken:
         """Make a new volume with the content of another. Raises NoSuchVolume, VolumeExists."""
@@ -113,11 +122,15 @@ class Contents:
         VolumeMounted, NestedSubvolumes, VolumeBusy.
         """
         snapshot, warnings = self._choose(name, undo=undo, at=at)
-        source = self._catalog.check_complete(str(snapshot))
+        self._catalog.check_complete(str(snapshot))  # before the wait for the volume
         target = snapshot.volume if target is None else target
         backup = None
         # the old content goes when the volume's mutex is no longer held
-        with self._volumes.workshop("restore") as path, self._volumes.mutexes.hold(target):
+        with (
+            self._volumes.workshop("restore") as path,
+            self._volumes.mutexes.hold(target),
+            self._kept(str(snapshot)) as source,
+        ):
             if not self._volumes.exists(target):
                 if target != snapshot.volume:
                     names.check_new_volume(target)

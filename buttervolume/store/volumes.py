@@ -75,7 +75,7 @@ class Volumes:
         """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
         self.changing_hands = Mutexes()
         """One per volume, for moments: held while its name goes to another subvolume, until that
-        is on the disk, and by a call that mounts it. Taken after its mutex, if that is taken as well."""
+        is on the disk, and by a call that mounts it. Taken after its mutex, if both are taken."""
         self.synchronized = Holds(lambda name: VolumeBusy(name, "a synchronization"))
         """Volumes that rsync is writing to; held and let go only under their mutex."""
         self._filesystem = btrfs.filesystem(path)
@@ -128,7 +128,19 @@ class Volumes:
         return [*self.look().volumes]
 
     def look(self) -> Found:
-        """All volumes, and what there is that cannot be read. Runs no command."""
+        """All volumes, and what there is that cannot be read. Runs no command. Raises
+        OperationFailed."""
+        try:
+            found, unreadable = self._look()
+        except OSError as error:
+            raise OperationFailed("list the volumes", error) from error
+        with self._complaints_guard:
+            complained_of, self._complained_of = self._complained_of, frozenset(unreadable)
+        for name in unreadable.keys() - complained_of:
+            self._log.warning("%s", Unreadable(name, unreadable[name]))
+        return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
+
+    def _look(self) -> tuple[Sequence[str], dict[str, OSError]]:
         found, unreadable = list[str](), dict[str, OSError]()
         with os.scandir(self.path) as entries:
             device = os.stat(self.path).st_dev
@@ -143,11 +155,7 @@ class Volumes:
                         continue
                     if btrfs.is_subvolume_root(status, device):
                         found.append(entry.name)
-        with self._complaints_guard:
-            complained_of, self._complained_of = self._complained_of, frozenset(unreadable)
-        for name in unreadable.keys() - complained_of:
-            self._log.warning("%s", Unreadable(name, unreadable[name]))
-        return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
+        return found, unreadable
 
     def names(self) -> tuple[str, ...]:
         """The names of all volumes, sorted, those that cannot be read included; the same object as
@@ -388,6 +396,8 @@ class Volumes:
                         continue
                     with directory.writable():
                         directory.set_received(None, 0)
+            except FileNotFoundError:  # removed meanwhile
+                continue
             except (OSError, VolumeBusy) as error:
                 self._log.warning("%s: whether it has a Received UUID is unknown: %s", name, error)
             else:

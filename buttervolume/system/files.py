@@ -86,11 +86,11 @@ def sync_directory(path: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    """What a file holds. OSError if it is another thing, such as a FIFO, whose end never comes."""
+    """What a file holds. OSError if it is none; also if it is a FIFO, whose end never comes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file, but a FIFO", str(path))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.btrfs.harness import Daemon, Place, btrfs
-from tests.support.filesystem import make_image, release_loop_device
+from tests.support.filesystem import failing_btrfs, make_image, release_loop_device
+from tests.support.wait import wait_until
 
 NODE = 16384
 """Bytes of a metadata block, mkfs.btrfs's default."""
@@ -114,3 +115,40 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
             daemon.call("Snapshot.List")
     told = [line for line in daemon.stderr().splitlines() if "WARNING bad: it cannot" in line]
     assert len(told) == 1, "once, however often it is asked"
+
+
+def test_a_disk_that_takes_nothing_more_is_said_by_whoever_is_asked(
+    tmp_path: Path, runtime: Path
+) -> None:
+    """BTRFS makes itself read-only then, and may not even list a directory any more."""
+    with failing_btrfs(tmp_path) as (mount_point, fail):
+        place = Place.make(mount_point / "place")
+        with running(place, runtime / "run") as daemon:
+            for name in ("db", "gone"):
+                daemon.call("Create", Name=name)
+            snapshot = daemon.call("Snapshot", Name="db")["Snapshot"]
+            daemon.call("Remove", Name="gone")
+            fail()
+            wait_until(lambda: daemon.post("Create", Name="new").error, 60, "the disk to fail")
+
+            for endpoint, more in (
+                ("Create", {}),
+                ("Clone", {"Target": "copy"}),
+                ("Snapshot", {}),
+                ("Snapshot.Restore", {"Name": snapshot}),
+                ("Remove", {}),
+                ("Volume.Undelete", {"Name": "gone"}),
+            ):
+                said = daemon.refused(
+                    endpoint, **{"Name": "db2" if endpoint == "Create" else "db", **more}
+                )
+                assert "no such volume" not in said
+                assert "Errno" not in said
+            for endpoint in ("List", "Volume.List", "Volume.Removed", "Snapshot.List"):
+                answer = daemon.request(f"VolumeDriver.{endpoint}", b"{}")
+                assert answer.status == 200, answer
+                assert answer.error or list(answer.json.values())[1], "nothing is not what is there"
+            assert daemon.call("Get", Name="db")["Volume"]["Name"] == "db"
+            problems = {problem["Kind"] for problem in daemon.call("Status")["Problems"]}
+            assert "read-only" in problems
+            assert daemon.cli("status").returncode == 1

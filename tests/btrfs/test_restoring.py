@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -23,7 +24,7 @@ from buttervolume.names import parse_snapshot
 from buttervolume.store.options import Options
 from buttervolume.system import btrfs as kernel
 from buttervolume.system.watch import Watch
-from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, Store, btrfs, entries, subvolume
+from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, Shim, Store, btrfs, entries, subvolume
 from tests.support.container import run_in_container
 
 
@@ -488,3 +489,47 @@ def test_nobody_restores_what_is_gone(store: Store) -> None:
 
     with pytest.raises(NoSuchSnapshot):
         store.contents.restore(name)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "more"),
+    [
+        ("Snapshot.Restore", {}),
+        ("Snapshot.Restore", {"Target": "new"}),
+        ("Create", {"Name": "new", "Opts": {"from": ""}}),
+    ],
+)
+def test_what_is_being_restored_is_neither_removed_nor_purged_meanwhile(
+    daemon: Daemon, place: Place, shim: Shim, endpoint: str, more: dict[str, object]
+) -> None:
+    daemon.call("Create", Name="db")
+    name = f"db@{(datetime.now() - timedelta(days=9)).strftime(DATE_FORMAT)}"
+    btrfs("subvolume", "snapshot", "-r", place.volumes / "db", place.snapshots / name)
+    newer = daemon.call("Snapshot", Name="db")["Snapshot"]
+    asked: dict[str, object] = {"Name": name, **more}
+    if "Opts" in asked:
+        asked["Opts"] = {"from": name}
+    shim.stop_at(f"*snapshot */{name} *")
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(daemon.post, endpoint, **asked)
+        shim.wait_for_arrival()
+
+        assert "restore under way" in daemon.refused("Snapshot.Remove", Name=name)
+        assert daemon.call("Snapshots.Purge", Name="db", Pattern="2d")["Purged"] == []
+        shim.go_on()
+
+        assert made.result(60).error == ""
+    daemon.call("Snapshot.Remove", Name=name)
+    assert newer in daemon.snapshot_names("db")
+
+
+@pytest.mark.parametrize(
+    "more", [{"At": "2026-01-01"}, {"Undo": True}, {"Target": "../x"}, {"Target": "a@b"}]
+)
+def test_a_restore_from_elsewhere_is_refused_before_anything_is_asked_there(
+    daemon: Daemon, more: dict[str, object]
+) -> None:
+    said = daemon.refused("Snapshot.Restore", Name="db", From="nowhere.invalid", **more)
+
+    assert "resolve" not in said
+    assert "name" in said

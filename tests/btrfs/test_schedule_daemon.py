@@ -657,7 +657,7 @@ def test_a_row_that_cannot_be_read_is_kept_as_it_is_and_logged_once(machine: Mac
     daemon = machine.start()
     machine.wait_for_snapshots(1)
     machine.let_a_round_pass()
-    daemon.call("Schedule", Name="web", Action="snapshot", Timer="60")
+    daemon.call("Schedule", Name="web", Action="snapshot", Timer=60.0)
     daemon.call("Schedule", Name="db", Action="snapshot", Timer="pause")
 
     lines = machine.file.read_bytes().splitlines()

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,30 @@ def loop_btrfs(directory: Path, size: str = "1G") -> Iterator[Path]:
         with suppress(AssertionError):  # a machine made meanwhile has the mount too, till its end
             release_loop_device(image, timeout=2)
         image.unlink()
+
+
+@contextmanager
+def failing_btrfs(directory: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A new BTRFS whose disk takes nothing more from the moment on that what is yielded second is
+    called: it lies in a memory that is then full. BTRFS then makes itself read-only."""
+    memory = directory / "memory"
+    memory.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=128M", "memory", str(memory))
+
+    def fail() -> None:
+        piece = 1 << 20
+        with (memory / "filler").open("wb", buffering=0) as filler:
+            while piece >= 4096:
+                try:
+                    filler.write(bytes(piece))
+                except OSError:
+                    piece //= 2
+
+    try:
+        with loop_btrfs(memory) as mount_point:
+            yield mount_point, fail
+    finally:
+        unmount(memory)
 
 
 def make_image(image: Path, kind: str, size: str) -> Path:

@@ -14,6 +14,7 @@ from buttervolume.report import answer
 from buttervolume.report.status import (
     Facts,
     Kind,
+    Problem,
     Report,
     State,
     index,
@@ -266,13 +267,19 @@ def test_more_than_three_partial_copies_are_a_problem(
     assert kinds(report(replace(FACTS, partial=partial))) == expected
 
 
-def test_a_schedule_that_cannot_be_read_is_a_problem_and_hides_no_other() -> None:
-    facts = replace(FACTS, unknown_jobs="cannot read the schedule: Is a directory", space=None)
+def test_what_cannot_be_found_out_is_a_problem_and_hides_no_other() -> None:
+    schedule = Problem(Kind.UNREADABLE, "cannot read the schedule: Is a directory")
+    volumes = Problem(Kind.UNAVAILABLE, "cannot list the volumes: Input/output error")
+    sick = replace(HEALTHY, read_only=True)
+    facts = with_job(succeeded(Memory(), NOON - HOUR, "x"))
 
-    made = report(facts)
+    made = report(replace(facts, failures=[schedule, volumes], space=sick, volumes=()))
 
-    assert {problem.kind for problem in made.problems} == {Kind.UNREADABLE, Kind.UNAVAILABLE}
-    assert "Is a directory" in " ".join(problem.message for problem in made.problems)
+    assert {schedule, volumes} < set(made.problems)
+    assert (Kind.READ_ONLY, None) in kinds(made)
+    assert not made.is_alive
+    assert made.jobs[0].state is State.OK, "no job waits for a volume that nobody can see"
+    assert report(replace(facts, failures=[schedule])).is_alive
 
 
 def test_rows_that_cannot_be_read_are_a_problem_that_shows_the_first() -> None:
