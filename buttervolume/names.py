@@ -29,6 +29,10 @@ HOST_RULE = (
 )
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 """What leads out of a directory, or disturbs a terminal and a log."""
+_PART = r"[a-zA-Z0-9_-][a-zA-Z0-9_.:+-]*"
+_PLAIN_VOLUME = re.compile(_PART)
+_PLAIN_SNAPSHOT = re.compile(rf"({_PART})@([a-zA-Z0-9_.:+-]+)(?:@([a-zA-Z0-9_.:+-]+))?")
+"""What nearly all names are, seen to be safe at a glance: there are 100,000 to be looked at."""
 RECEIVING = ".buttervolume-receiving-"
 """Begins the names of notes beside copies that are being received (see `receiving_note`)."""
 LONGEST = 255
@@ -83,6 +87,8 @@ def _is_safe_file_name(name: str) -> bool:
 
 def is_volume_reference(name: str) -> bool:
     """Whether a name may refer to a volume."""
+    if _PLAIN_VOLUME.fullmatch(name):
+        return len(name) <= LONGEST
     return _is_safe_file_name(name) and "@" not in name
 
 
@@ -109,6 +115,9 @@ def check_host(name: str) -> str:
 
 def parse_snapshot(name: str) -> SnapshotName:
     """Take a snapshot's name apart, or raise BadName."""
+    plain = _PLAIN_SNAPSHOT.fullmatch(name)
+    if plain is not None and len(name) <= LONGEST:
+        return SnapshotName(plain[1], plain[2], plain[3])
     parts = name.split("@")
     if not _is_safe_file_name(name) or len(parts) not in (2, 3) or not all(parts):
         raise BadName("snapshot", name, SNAPSHOT_RULE)

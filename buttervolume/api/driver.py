@@ -69,8 +69,9 @@ def get(services: Services, body: Body) -> Answer:
 def list_volumes(services: Services, _: Body) -> Answer:
     """Every volume."""
     found = services.volumes.look()
+    within = f"{services.volumes.path}/"
     answer: Answer = {
-        "Volumes": [{"Name": name, "Mountpoint": str(path)} for name, path in found.volumes]
+        "Volumes": [{"Name": name, "Mountpoint": within + name} for name in found.volumes]
     }
     if found.unreadable:
         answer["Warning"] = f"cannot be read: {enumerated(found.unreadable)}"

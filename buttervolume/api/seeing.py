@@ -107,7 +107,7 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
     """The snapshots, of one volume or all."""
     volume = body.optional_text("Name") if volume is None else volume
     found = services.catalog.list(volume)
-    listed: Answer = {"Snapshots": [str(snapshot.name) for snapshot in found.snapshots]}
+    listed: Answer = {"Snapshots": found.names}
     if body.flag("Details"):
         listed |= details_of_snapshots(services, volume)
     warnings = []

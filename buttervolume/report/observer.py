@@ -100,7 +100,7 @@ class Observer:
         except OperationFailed as error:
             failures.append(Problem(Kind.UNREADABLE, str(error)))
         volumes: tuple[str, ...] = ()
-        listing = Listing((), ())
+        listing = Listing((), (), ())
         found = None
         try:
             self._volumes.check_available()

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -49,6 +49,8 @@ class Listing:
 
     snapshots: tuple[Snapshot, ...]
     """By volume, then moment; those without a moment come first."""
+    names: tuple[str, ...]
+    """Theirs, in the same order."""
     incomplete: tuple[SnapshotName, ...]
     unreadable: tuple[SnapshotName, ...] = ()
     """Those that cannot be looked at, whatever they are."""
@@ -103,14 +105,19 @@ class _OfVolume:
         self.unreadable: dict[str, SnapshotName] = {}
         self._sorted: list[Snapshot] | None = None
         """The snapshots that are whole, once somebody has asked for them."""
+        self._names: list[str] = []
+        """Their names, in the same order."""
         self._listing: Listing | None = None
         self._newest: _Newest | None = None
 
     def put(self, entry: _Entry) -> None:
         """Add one that is whole, and is not there."""
-        self.whole[str(entry.snapshot.name)] = entry
+        name = str(entry.snapshot.name)
+        self.whole[name] = entry
         if self._sorted is not None:
-            insort(self._sorted, entry.snapshot, key=_by_moment)
+            at = bisect_left(self._sorted, _by_moment(entry.snapshot), key=_by_moment)
+            self._sorted.insert(at, entry.snapshot)
+            self._names.insert(at, name)
         if self._newest is not None and not entry.snapshot.name.is_marker:
             self._newest = self._newest.with_one_more(entry)
         self._listing = None
@@ -120,7 +127,7 @@ class _OfVolume:
         entry = self.whole.pop(name, None)
         if entry is not None and self._sorted is not None:
             at = bisect_left(self._sorted, _by_moment(entry.snapshot), key=_by_moment)
-            del self._sorted[at]  # no two are equal
+            del self._sorted[at], self._names[at]  # no two are equal
         if entry is not None and self._newest is not None and not entry.snapshot.name.is_marker:
             self._newest = self._newest.with_one_less(entry)
         self.incomplete.pop(name, None)
@@ -132,9 +139,11 @@ class _OfVolume:
         if self._sorted is None:
             snapshots = (entry.snapshot for entry in self.whole.values())
             self._sorted = sorted(snapshots, key=_by_moment)
+            self._names = [str(snapshot.name) for snapshot in self._sorted]
         if self._listing is None:
             self._listing = Listing(
                 tuple(self._sorted),
+                tuple(self._names),
                 tuple(sorted(self.incomplete.values(), key=str)),
                 tuple(sorted(self.unreadable.values(), key=str)),
             )
@@ -330,6 +339,7 @@ class Catalog:
             listings = [self._volumes[volume].listing() for volume in sorted(self._volumes)]
             self._everything = Listing(
                 tuple(chain.from_iterable(each.snapshots for each in listings)),
+                tuple(chain.from_iterable(each.names for each in listings)),
                 tuple(chain.from_iterable(each.incomplete for each in listings)),
                 tuple(chain.from_iterable(each.unreadable for each in listings)),
             )
@@ -437,7 +447,7 @@ class Catalog:
         if not rest or not names.is_volume_reference(volume):
             return name
         found = self.list(volume)
-        known = [str(snapshot.name) for snapshot in found.snapshots]
+        known = found.names
         if name in {*known, *map(str, found.incomplete), *map(str, found.unreadable)}:
             return name
         if rest == LATEST:
@@ -553,12 +563,13 @@ class Catalog:
     def _entry(self, name: SnapshotName) -> _Entry | None:
         """What there is of that name; None if it is not whole. Raises NotADirectoryError if it is
         no subvolume."""
-        with btrfs.opened(self.path / str(name)) as directory:
+        text = str(name)
+        with btrfs.opened(f"{self.path}/{text}") as directory:
             if not directory.is_subvolume(self._device):
                 raise NotADirectoryError
             info = directory.info()
-            is_backup = attributes.is_backup(directory, str(name))
-        if not info.is_complete or os.path.lexists(self.path / names.receiving_note(str(name))):
+            is_backup = attributes.is_backup(directory, text)
+        if not info.is_complete or os.path.lexists(f"{self.path}/{names.receiving_note(text)}"):
             return None
         return _Entry(
             tree=info.tree,

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,8 +59,8 @@ class Volume:
 class Found:
     """What a look at the directory of the volumes finds."""
 
-    volumes: Sequence[tuple[str, Path]]
-    """Names and paths, by name."""
+    volumes: Sequence[str]
+    """Names, sorted."""
     unreadable: Sequence[str]
     """The names of what is there, but cannot be looked at."""
 
@@ -125,37 +125,25 @@ class Volumes:
 
     def list(self) -> "list[tuple[str, Path]]":
         """Names and paths of all volumes that can be read, by name. Runs no command."""
-        return [*self.look().volumes]
+        return [(name, self.path / name) for name in self.look().volumes]
 
     def look(self) -> Found:
         """All volumes, and what there is that cannot be read. Runs no command. Raises
         OperationFailed."""
         try:
-            found, unreadable = self._look()
+            # by descriptor: else the kernel would walk the whole path to each of them
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                found, unreadable = _look(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise OperationFailed("list the volumes", error) from error
         with self._complaints_guard:
             complained_of, self._complained_of = self._complained_of, frozenset(unreadable)
         for name in unreadable.keys() - complained_of:
             self._log.warning("%s", Unreadable(name, unreadable[name]))
-        return Found([(name, self.path / name) for name in sorted(found)], sorted(unreadable))
-
-    def _look(self) -> tuple[Sequence[str], dict[str, OSError]]:
-        found, unreadable = list[str](), dict[str, OSError]()
-        with os.scandir(self.path) as entries:
-            device = os.stat(self.path).st_dev
-            for entry in entries:
-                if names.is_volume_reference(entry.name) and entry.is_dir(follow_symlinks=False):
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # removed meanwhile
-                        continue
-                    except OSError as error:
-                        unreadable[entry.name] = error
-                        continue
-                    if btrfs.is_subvolume_root(status, device):
-                        found.append(entry.name)
-        return found, unreadable
+        return Found(sorted(found), sorted(unreadable))
 
     def names(self) -> tuple[str, ...]:
         """The names of all volumes, sorted, those that cannot be read included; the same object as
@@ -168,8 +156,7 @@ class Volumes:
                 changed = os.stat(self.path).st_mtime_ns
                 if changed != self._names_of:
                     look = self.look()
-                    readable = (name for name, _ in look.volumes)
-                    found = tuple(sorted((*readable, *look.unreadable)))
+                    found = tuple(sorted((*look.volumes, *look.unreadable)))
                     settled = 0 <= changed < started - files.RACY
                     self._names_of = changed if settled else None
                     if found != self._names:
@@ -447,3 +434,22 @@ class Volumes:
         if shown or not known:
             return shown
         return [f"{known} container{'' if known == 1 else 's'}, as Docker has told"]
+
+
+def _look(directory: int) -> tuple[Sequence[str], Mapping[str, OSError]]:
+    """The names of the volumes in an open directory, and what cannot be looked at, and why."""
+    found, unreadable = list[str](), dict[str, OSError]()
+    device = os.fstat(directory).st_dev
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if names.is_volume_reference(entry.name) and entry.is_dir(follow_symlinks=False):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+                except OSError as error:
+                    unreadable[entry.name] = error
+                    continue
+                if btrfs.is_subvolume_root(status, device):
+                    found.append(entry.name)
+    return found, unreadable

@@ -170,7 +170,7 @@ class Directory:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Directory]:
+def opened(path: Path | str) -> Iterator[Directory]:
     """Open a directory, never over a link in the last step."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 _CONTAINER = re.compile(rb"[/-]([0-9a-f]{64})(?:\.scope)?$", re.MULTILINE)
 """A container's id at the end of its control group, whichever driver of Docker's made that."""
 
+_CHUNK = 1 << 16
+"""Bytes that are read at a time."""
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -147,16 +150,20 @@ def _all() -> Iterator[tuple[str, bytes]]:
     """The mountinfo of every mount namespace that a visible process is in, each once, and the
     process."""
     seen = set()
-    with os.scandir("/proc") as processes:
-        names = [entry.name for entry in processes if entry.name.isdigit()]
-    for process in names:
-        try:
-            namespace = os.readlink(f"/proc/{process}/ns/mnt")
-            if namespace not in seen:
-                yield process, _read(f"/proc/{process}/mountinfo")
-                seen.add(namespace)
-        except OSError:
-            continue  # the process has ended
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.scandir(proc) as processes:
+            names = [entry.name for entry in processes if entry.name.isdigit()]
+        for process in names:
+            try:
+                namespace = os.readlink(f"{process}/ns/mnt", dir_fd=proc)
+                if namespace not in seen:
+                    yield process, _read(f"/proc/{process}/mountinfo")
+                    seen.add(namespace)
+            except OSError:
+                continue  # the process has ended
+    finally:
+        os.close(proc)
 
 
 def _user(process: str, point: str) -> User:
@@ -169,5 +176,8 @@ def _user(process: str, point: str) -> User:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, _CHUNK), b""))
+    finally:
+        os.close(descriptor)

@@ -118,9 +118,9 @@ def _list_snapshots(lab: Lab) -> list[Row]:
     def unchanged(host: Host) -> float:
         return host.api.timed("VolumeDriver.Snapshot.List")
 
-    def changed(question: str, host: Host) -> float:
+    def changed(question: str, name: str | None, host: Host) -> float:
         snapshot = Api(host).snapshot(few(1))[1]
-        seconds = host.api.timed(f"VolumeDriver.{question}", Name=few(1))
+        seconds = host.api.timed(f"VolumeDriver.{question}", Name=name)
         Api(host).remove_snapshot(snapshot)
         host.api.timed("VolumeDriver.Snapshot.List")
         return seconds
@@ -134,11 +134,11 @@ def _list_snapshots(lab: Lab) -> list[Row]:
         ),
         Row(
             f"Snapshot.List, {what}, one of them new",
-            medians(interleave(rounds, on_each(hosts, partial(changed, "Snapshot.List")))),
+            medians(interleave(rounds, on_each(hosts, partial(changed, "Snapshot.List", None)))),
         ),
         Row(
             f"Get, {what}, one of them new",
-            medians(interleave(rounds, on_each(hosts, partial(changed, "Get")))),
+            medians(interleave(rounds, on_each(hosts, partial(changed, "Get", few(1))))),
         ),
     ]
 
