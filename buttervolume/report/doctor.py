@@ -16,7 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from buttervolume.errors import ButtervolumeError, CommandFailed, Stalled
-from buttervolume.hosts.ssh import command_for, explain, remote_command
+from buttervolume.hosts.session import COMMAND
+from buttervolume.hosts.ssh import CONNECTION_FAILED, command_for, explain, remote_command
 from buttervolume.names import check_host
 from buttervolume.report.observer import Observer
 from buttervolume.report.status import Kind, Report
@@ -319,24 +320,28 @@ class Doctor:
         return found + self._ask(name)
 
     def _ask(self, host: str) -> list[Finding]:
-        """Run the script there, or be greeted by a guard."""
-        script = remote_command(_SCRIPT, str(self._catalog.path))
-        argv = [*command_for(self._port), host, script]
+        """Run the script there, or else, since a guard refuses any script, be greeted by it."""
         try:
-            with Process(argv) as process:
-                process.wait(Flow(), _LIMIT)
-                printed, failure = process.output(), process.failure()
+            printed, failure = self._run(host, remote_command(_SCRIPT, str(self._catalog.path)))
+            now = time.time()
+            answers = parse_answers(printed)
+            if answers:
+                return list(judge_host(answers, self._catalog.path, now))
+            if failure is None or failure.status != CONNECTION_FAILED:
+                greeting = _greeting(self._run(host, COMMAND)[0])
+                if greeting is not None:
+                    return list(judge_greeting(greeting, time.time()))
         except (Stalled, CommandFailed) as error:
             return [bad("ssh", str(error), "ssh there by hand, as root, to see where it hangs")]
-        now = time.time()
-        greeting = _greeting(printed)
-        if greeting is not None:
-            return list(judge_greeting(greeting, now))
-        answers = parse_answers(printed)
-        if answers:
-            return list(judge_host(answers, self._catalog.path, now))
         reason = shortened(explain(failure), 400) if failure else "it answered nothing"
         return [bad("key", reason, _advice_for(reason))]
+
+    def _run(self, host: str, line: str) -> tuple[str, CommandFailed | None]:
+        """What a command line prints on the other host, and its failure, if it failed. Raises
+        Stalled, CommandFailed."""
+        with Process([*command_for(self._port), host, line]) as process:
+            process.wait(Flow(), _LIMIT)
+            return process.output(), process.failure()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -519,3 +519,18 @@ def test_a_daemon_receives_by_a_pull_key_and_leaves_its_mark(
     assert alpha.copied_file(snapshot, "ware").read_text() == "a ware of the shop"
     assert beta.snapshot_names(shop) == [snapshot, f"{snapshot}@alpha"]
     assert "not for this volume" in refused
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"), [("push", "discard, look, receive"), ("pull", "look, received, send")],
+    indirect=["key"],
+)  # fmt: skip
+def test_the_doctor_of_the_other_host_finds_a_guarded_key_good(
+    key: Key, alpha: Host, beta: Host, allowed: str
+) -> None:
+    with key.in_use():
+        done = alpha.cli("doctor", "--json", beta.name)
+
+    found = {one["Check"]: one for one in json.loads(done.stdout)["Findings"]}
+    assert found["key"]["Message"] == f"it is accepted, and guarded: {allowed}"
+    assert found["clock"]["Level"] == "good"
