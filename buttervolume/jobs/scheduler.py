@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -291,6 +292,7 @@ class Scheduler:
         TooManyTransfers, and Cancelled if the daemon is stopping.
         """
         job = Job(volume, action, Every(1), True, parse_action(action))
+        self._notice_changes()
         if not job.task.hosts:
             return self._run_when_free(job)
         if not self._slots.acquire(blocking=False):
@@ -299,6 +301,14 @@ class Scheduler:
             return self._run_when_free(job)
         finally:
             self._slots.release()
+
+    def _notice_changes(self) -> None:
+        """Know what the schedule says by now: a job may be run before a round has seen it."""
+        with suppress(ButtervolumeError):
+            contents, names = self._schedule.read(), self._volumes()
+            with self._changed:
+                if contents is not self._contents or names is not self._names:
+                    self._plan(contents, names, self._now())
 
     def _run_when_free(self, job: Job) -> Done:
         with self._changed:

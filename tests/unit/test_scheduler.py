@@ -754,6 +754,25 @@ def test_a_run_at_once_counts_and_needs_no_schedule(stage: Stage) -> None:
     ]
 
 
+def test_a_run_at_once_counts_before_a_round_has_seen_the_job(stage: Stage) -> None:
+    stage.write("web,snapshot,60")
+    stage.round()
+    stage.write("web,snapshot,60", "db,snapshot,60")
+
+    stage.scheduler.run_now("db", "snapshot")
+
+    assert stage.memory().last_success == NOON
+    assert stage.round() == []
+
+
+def test_a_run_at_once_needs_no_schedule_that_can_be_read(stage: Stage) -> None:
+    stage.write("db,snapshot,60")
+    stage.file.unlink()
+    stage.file.mkdir()
+
+    assert stage.scheduler.run_now("db", "snapshot").outcome == "db@now"
+
+
 def test_a_run_at_once_waits_for_one_that_is_under_way(stage: Stage) -> None:
     stage.write("db,synchronize:a,60")
     stage.doings.hold("synchronize:a db")
