@@ -157,6 +157,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         notify(os.environ, "STOPPING=1")
         config.socket.unlink(missing_ok=True)
         transfers.close()
+        replication.close()
         deadline = time.monotonic() + PATIENCE
         scheduler.stop(deadline)
         server.stop(deadline)

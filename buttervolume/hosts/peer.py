@@ -10,6 +10,7 @@ come in its directory, and by the notes what is not whole.
 """
 
 import os
+import pwd
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from buttervolume import names
-from buttervolume.config import Config
+from buttervolume.config import CONFIG_FILE, Config
 from buttervolume.errors import (
     ButtervolumeError,
     CommandFailed,
@@ -70,6 +71,7 @@ class Peer:
         self._directory = config.snapshots_path
         self._node: str | None = None
         self._is_streaming = False
+        self._basis = _basis()
         self._verbs: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
             "look": self._look,
             "receive": self._receive,
@@ -111,6 +113,8 @@ class Peer:
             if verb == "hello":
                 self._node = self._guard.sender(request.get("node"))
                 return True
+            if verb == "still":
+                return self._still()
             answer = self._verbs[self._guard.check_verb(verb)](request)
         except ButtervolumeError as error:
             if self._is_streaming:  # what would be said would pass for a part of the stream
@@ -124,6 +128,14 @@ class Peer:
         if verb == "look":
             _get_ready()
         return True
+
+    def _still(self) -> bool:
+        """Say that the session can go on, unless a new one would differ from it: there is another
+        version now, or the configuration or the keys have changed."""
+        is_same = self._basis == _basis()
+        if is_same:
+            self._say({"still": True})
+        return is_same
 
     def _say(self, message: Mapping[str, object]) -> None:
         say(self._stdout, message, self._silence)
@@ -367,6 +379,23 @@ def run(config: Config, guard: Guard, asked: str | None) -> bool:
     except ButtervolumeError as error:
         print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - ssh shows it
         return False
+
+
+def _basis() -> list[tuple[int, int, int] | None]:
+    """What tells whether a new session would be served in the same way."""
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    paths = [CONFIG_FILE, Path(__file__), Path(sys.argv[0])]
+    paths += [home / ".ssh/authorized_keys", home / ".ssh/authorized_keys2"]
+    paths += [Path(directory, "buttervolume") for directory in os.get_exec_path()]
+    return [_identity(path) for path in paths]
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _get_ready() -> None:

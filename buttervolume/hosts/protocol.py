@@ -10,6 +10,8 @@ request, with its answer:
   stream, then `{}`.
 - `{"do": "received", "name"}`: the other side has it, and a marker here will say so: `{"marked"}`.
 - `{"do": "discard", "name"}`: `{"discarded"}`.
+- `{"do": "still"}`: `{"still": true}` if a new session would have the same to say; else the peer
+  ends this one. Every key may ask that.
 
 An answer may be `{"error", "code"}`. Keys and verbs may be added; what is not known is left alone.
 """

@@ -15,11 +15,12 @@ from buttervolume.errors import (
     SnapshotBusy,
     TransferBusy,
 )
-from buttervolume.hosts import lineage, session
+from buttervolume.hosts import lineage
 from buttervolume.hosts.intake import Intake
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.peer import stream_version
+from buttervolume.hosts.reach import Reach
 from buttervolume.hosts.session import Session
 from buttervolume.hosts.stream import Announced
 from buttervolume.hosts.transfers import Transfer, Transfers
@@ -40,20 +41,15 @@ class Receiver:
         self,
         snapshots: Snapshots,
         local: Local,
-        *,
-        port: int,
-        node: str,
+        reach: Reach,
         transfers: Transfers,
-        stall: float,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """As for `Sender`."""
         self._snapshots = snapshots
         self._local = local
-        self._port = port
-        self._node = node
+        self._reach = reach
         self._transfers = transfers
-        self._stall = stall
         self._now = now
         self._receiving: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
         self._log = logging.getLogger(__name__)
@@ -98,7 +94,7 @@ class Receiver:
         may_be_changes: bool,
     ) -> str:
         flow = transfer.flow
-        with session.connect(host, self._port, self._node, flow, self._stall) as peer:
+        with self._reach.session(host, flow) as peer:
             if peer is None:
                 raise HostFailed(host, NO_PEER.replace("HOST", host))
             transfer.phase = "looking"
@@ -165,7 +161,7 @@ class Receiver:
         peer.receive(
             origin.name,
             parent.name if parent else None,
-            Intake(self._local.path, self._stall),
+            Intake(self._local.path, self._reach.stall),
             transfer.flow,
             version=min(peer.stream_version, stream_version()),
             expected=check,

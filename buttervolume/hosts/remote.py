@@ -69,6 +69,8 @@ list() { btrfs subvolume list "$@"; }
 echo versions:
 btrfs --version
 cat /sys/fs/btrfs/features/send_stream_version 2>/dev/null || echo 1
+program=$(command -v buttervolume) || program=
+echo "program: $([ ! "$program" ] || stat -L -c '%n %i %Y %s' "$program" || true)"
 """
     + _SWEEP
     + """
@@ -189,6 +191,8 @@ class Look:
     is_bound: bool = False
     """Whether the directory is in a bind mount that is no subvolume: `btrfs receive` finds no
     parent there (subvol_uuid_search in btrfs-progs gives a path from the top)."""
+    program: str = ""
+    """What it has of that name as ours; it cannot be a peer as it is."""
     mount: str | None = None
     """Another mount, that shows the directory in a subvolume."""
 
@@ -297,6 +301,7 @@ def parse_look(
     if not feature:
         raise ValueError("there is no version of the stream")
     mount = re.search(r"^mount: (/.*)$", head, re.MULTILINE)
+    program = re.search(r"^program: (.*)$", head, re.MULTILINE)
     receiving = _notes(notes)
     locked = {_number(line) for line in readonly.split("\n")}
     lines = (_listed(line, locked, receiving, moment_of) for line in listed.split("\n"))
@@ -318,6 +323,7 @@ def parse_look(
         is_in_the_way=bool(copy.strip()) and shown is None,
         doubtful=frozenset(one for one, number in times.items() if number > 1),
         is_bound="\nbound:" in head,
+        program=program[1] if program else "",
         mount=mount[1] if mount else None,
     )
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from buttervolume.hosts.intake import STALL
 from buttervolume.hosts.local import Local
+from buttervolume.hosts.reach import Reach
 from buttervolume.hosts.receive import Receiver
-from buttervolume.hosts.send import STALL, Sender, Sent
+from buttervolume.hosts.send import Sender, Sent
 from buttervolume.hosts.sync import Synchronizer
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.store.catalog import Catalog
@@ -31,28 +33,15 @@ class Replication:
         """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
         seconds, `now` the clock of the snapshots' names. The other hosts keep volumes and snapshots
         at the paths that they have here."""
-        self._sender = Sender(
-            volumes,
-            snapshots,
-            Local(catalog),
-            port=port,
-            node=node,
-            transfers=transfers,
-            stall=stall,
-            now=now,
-        )
-        self._receiver = Receiver(
-            snapshots,
-            Local(catalog),
-            port=port,
-            node=node,
-            transfers=transfers,
-            stall=stall,
-            now=now,
-        )
-        self._synchronizer = Synchronizer(
-            volumes, catalog, snapshots, port=port, transfers=transfers, stall=stall
-        )
+        self._reach = Reach(port, node, stall)
+        local = Local(catalog)
+        self._sender = Sender(volumes, snapshots, local, self._reach, transfers, now)
+        self._receiver = Receiver(snapshots, local, self._reach, transfers, now)
+        self._synchronizer = Synchronizer(volumes, catalog, snapshots, self._reach, transfers)
+
+    def close(self) -> None:
+        """End what is open to other hosts for what comes next."""
+        self._reach.close()
 
     def send(self, snapshot: str, host: str, *, force: bool = False) -> Sent:
         """Copy a snapshot to a host (see `Sender.send`)."""

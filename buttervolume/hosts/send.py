@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,9 +27,10 @@ from buttervolume.errors import (
     TooMuchOutput,
     TransferBusy,
 )
-from buttervolume.hosts import lineage, session, ssh
+from buttervolume.hosts import lineage, ssh
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
+from buttervolume.hosts.reach import Reach
 from buttervolume.hosts.remote import RECEIVED, Look, Remote, stream_version
 from buttervolume.hosts.session import NoSession, Session
 from buttervolume.hosts.ssh import Connection
@@ -41,8 +42,6 @@ from buttervolume.system import btrfs, command
 from buttervolume.system.command import Flow, Process
 from buttervolume.system.locks import Holds
 
-STALL = 300.0
-"""Seconds without a byte after which a transfer is ended; on the whole it may take days."""
 _CLEAN_UP_LIMIT = 60.0
 """Seconds for each step of removing a partial copy after a failure; the next try does what takes
 longer."""
@@ -54,6 +53,14 @@ _MOST_EXAMINED = 5
 
 class MissingParent(ButtervolumeError):
     """The other host no longer has the parent of an incremental send."""
+
+
+class _NoPeer(ButtervolumeError):
+    """The other host has no `buttervolume peer`."""
+
+
+class _PeerFound(ButtervolumeError):
+    """The other host may have a `buttervolume peer` by now."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +89,16 @@ class Sender:
         volumes: Volumes,
         snapshots: Snapshots,
         local: Local,
-        *,
-        port: int,
-        node: str,
+        reach: Reach,
         transfers: Transfers,
-        stall: float = STALL,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
-        seconds. The other hosts keep snapshots at the path that they have here."""
+        """The other hosts keep snapshots at the path that they have here."""
         self._volumes = volumes
         self._snapshots = snapshots
         self._local = local
-        self._port = port
-        self._node = node
+        self._reach = reach
         self._transfers = transfers
-        self._stall = stall
         self._now = now
         self._sending: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
         self._log = logging.getLogger(__name__)
@@ -199,17 +200,18 @@ class Sender:
     def _side_of(self, host: str, name: SnapshotName, transfer: Transfer) -> Side:
         """What another host has of a volume."""
         flow = transfer.flow
-        try:
-            with session.connect(host, self._port, self._node, flow, self._stall) as peer:
-                if peer is not None:
-                    return peer.look(name.volume, self._local.moment_of, flow).side
-        except NoSession:
-            pass  # the scripts will find out what it is
-        with ssh.connect(host, self._port, flow, self._stall) as connection:
+        if self._reach.may_have_peer(host):
+            try:
+                with self._reach.session(host, flow) as peer:
+                    if peer is not None:
+                        return peer.look(name.volume, self._local.moment_of, flow).side
+            except NoSession:
+                pass  # the scripts will find out what it is
+        with self._reach.shell(host, flow) as connection:
             return self._remote(connection).look(name, flow).side
 
     def _remote(self, connection: Connection) -> Remote:
-        return Remote(connection, str(self._local.path), self._node, self._local.moment_of)
+        return Remote(connection, str(self._local.path), self._reach.node, self._local.moment_of)
 
     # One transfer
 
@@ -220,26 +222,45 @@ class Sender:
         do.
         """
         with self._transfers.start("send", name.volume, str(name), host) as transfer:
-            for may_be_changes in (True, False):
-                try:
-                    with session.connect(
-                        host, self._port, self._node, transfer.flow, self._stall
-                    ) as peer:
-                        if peer is None:
-                            break
-                        return self._send_to_peer(name, peer, transfer, force, may_be_changes)
-                except NoSession:
-                    break  # the scripts will find out what it is
-                except MissingParent as error:
-                    self._log.info("%s: %s misses %s; sending in full", name, host, error)
+            if self._reach.may_have_peer(host):
+                with suppress(_NoPeer):
+                    return self._transfer_by_session(name, host, transfer, force)
             try:
-                with ssh.connect(host, self._port, transfer.flow, self._stall) as connection:
-                    return self._send(name, connection, transfer, force=force)
-            except ButtervolumeError:
-                if transfer.phase == _SENDING:
-                    transfer.phase = "cleaning up"
-                    self._discard(name, host)
-                raise
+                return self._transfer_by_scripts(name, host, transfer, force)
+            except _PeerFound:
+                self._log.info("%s has got a buttervolume of its own", host)
+            with suppress(_NoPeer):
+                return self._transfer_by_session(name, host, transfer, force)
+            return self._transfer_by_scripts(name, host, transfer, force)
+
+    def _transfer_by_session(
+        self, name: SnapshotName, host: str, transfer: Transfer, force: bool
+    ) -> str:
+        """Send a snapshot to `buttervolume peer`. Raises _NoPeer where that is not."""
+        for may_be_changes in (True, False):
+            try:
+                with self._reach.session(host, transfer.flow) as peer:
+                    if peer is None:
+                        break
+                    return self._send_to_peer(name, peer, transfer, force, may_be_changes)
+            except NoSession:
+                break  # the scripts will find out what it is
+            except MissingParent as error:
+                self._log.info("%s: %s misses %s; sending in full", name, host, error)
+        raise _NoPeer(host)
+
+    def _transfer_by_scripts(
+        self, name: SnapshotName, host: str, transfer: Transfer, force: bool
+    ) -> str:
+        """Send a snapshot to a host that has no peer. Raises _PeerFound where there is one now."""
+        try:
+            with self._reach.shell(host, transfer.flow) as connection:
+                return self._send(name, connection, transfer, force=force)
+        except ButtervolumeError:
+            if transfer.phase == _SENDING:
+                transfer.phase = "cleaning up"
+                self._discard(name, host)
+            raise
 
     def _send_to_peer(
         self,
@@ -301,7 +322,7 @@ class Sender:
             self._log.info("%s is complete on %s already", origin.name, host)
         if state is Copy.FOREIGN:
             raise ForeignCopy(host, path, "no copy of this snapshot")
-        if copy and copy.receiving not in (None, self._node):
+        if copy and copy.receiving not in (None, self._reach.node):
             what = f"{copy.receiving} is sending it there, or has left it behind"
             raise ForeignCopy(host, path, what)
         return state
@@ -353,6 +374,8 @@ class Sender:
         origin = self._origin(name, here)
         transfer.phase = "looking"
         look = remote.look(name, flow)
+        if self._reach.has_peer_now(remote.host, look.program):
+            raise _PeerFound(remote.host)
         copy = look.side.of(name)
         state = self._judge(origin, copy, remote.host, is_in_the_way=look.is_in_the_way)
         if state is Copy.COMPLETE:
@@ -436,7 +459,7 @@ class Sender:
                 source,
                 sink,
                 transfer.flow,
-                stall=self._stall,
+                stall=self._reach.stall,
                 moved=moved,
                 arrived=RECEIVED.encode(),
             )
@@ -448,9 +471,9 @@ class Sender:
         """Remove the partial copy that a failed send has left, if the host answers; if not, the
         next look there does. Nothing else is ever removed there."""
         flow = Flow()  # the transfer's own may be cancelled
-        limit = min(self._stall, _CLEAN_UP_LIMIT)
+        limit = min(self._reach.stall, _CLEAN_UP_LIMIT)
         try:
-            with ssh.connect(host, self._port, flow, limit) as connection:
+            with self._reach.shell(host, flow, limit) as connection:
                 self._remote(connection).discard(name, flow)
         except ButtervolumeError as error:
             self._log.warning("%s: a partial copy may be left on %s: %s", name, host, error)

@@ -34,6 +34,8 @@ _NOT_THERE = (126, 127, 2)
 _LONGEST_PREFACE = 1 << 16
 """Bytes that start-up files of a shell may print before the peer says anything."""
 _LAST_WORDS = 5.0
+_STILL_LIMIT = 3.0
+"""Seconds in which a peer that has had nothing to do must answer."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,16 @@ class Session:
         with self._told():
             self._ask(flow, do="received", name=str(name))
 
+    def still_serves(self, flow: Flow) -> bool:
+        """Whether the other side is there, and would answer a new session as it answers this one.
+        An older peer does not know, and then this one is not used again. Raises Cancelled."""
+        try:
+            say(self._outlet, {"do": "still"}, _STILL_LIMIT)
+            said = self._inlet.message(_STILL_LIMIT, flow)
+        except (PeerGone, PeerSilent, OSError):
+            return False
+        return said is not None and said.get("still") is True
+
     def discard(self, name: SnapshotName, flow: Flow) -> None:
         """Remove a partial copy there that this host has left."""
         with self._told():
@@ -189,17 +201,24 @@ class Session:
 
 @contextmanager
 def connect(
-    host: str, port: int, node: str, flow: Flow, limit: float, login_limit: float = ssh.LOGIN_LIMIT
+    host: str,
+    port: int,
+    node: str,
+    flow: Flow,
+    limit: float,
+    login_limit: float = ssh.LOGIN_LIMIT,
+    *,
+    start: Callable[[Sequence[str], int, int], Process] = Process,
 ) -> Iterator[Session | None]:
     """Have a session until the block ends; None if the host has no `buttervolume peer`. `node` is
-    this host's name. Raises NoSession, HostFailed, Cancelled."""
+    this host's name; `start` starts ssh. Raises NoSession, HostFailed, Cancelled."""
     with ExitStack() as stack:
         out, into = os.pipe()
         stack.callback(os.close, out)
         try:
             enlarge(into)
             argv = [*ssh.command_for(port), "-S", "none", host, COMMAND]
-            process = stack.enter_context(Process(argv, stdin=PIPE, stdout=into))
+            process = stack.enter_context(start(argv, PIPE, into))
         finally:
             os.close(into)
         assert process.popen.stdin is not None

@@ -26,7 +26,7 @@ from buttervolume.errors import (
     SyncFailed,
 )
 from buttervolume.hosts import ssh
-from buttervolume.hosts.send import STALL
+from buttervolume.hosts.reach import Reach
 from buttervolume.hosts.ssh import Connection
 from buttervolume.hosts.transfers import Transfer, Transfers
 from buttervolume.store.catalog import Catalog
@@ -98,19 +98,15 @@ class Synchronizer:
         volumes: Volumes,
         catalog: Catalog,
         snapshots: Snapshots,
-        *,
-        port: int,
+        reach: Reach,
         transfers: Transfers,
-        stall: float = STALL,
     ) -> None:
-        """`port` is that of the other hosts' sshd, `stall` in seconds. The other hosts keep
-        volumes at the path that they have here."""
+        """The other hosts keep volumes at the path that they have here."""
         self._volumes = volumes
         self._catalog = catalog
         self._snapshots = snapshots
-        self._port = port
+        self._reach = reach
         self._transfers = transfers
-        self._stall = stall
         self._log = logging.getLogger(__name__)
 
     def synchronize(self, volumes: Sequence[str], hosts: Sequence[str]) -> list[Taken]:
@@ -182,7 +178,7 @@ class Synchronizer:
         """Bring what is newer on a host, and to the disk."""
         transfer.phase = "looking"
         try:
-            with ssh.connect(transfer.host, self._port, transfer.flow, self._stall) as connection:
+            with self._reach.shell(transfer.host, transfer.flow) as connection:
                 way = _Way(
                     connection.argv_without_host, ssh.remote_program(_SAFE_RSYNC), connection
                 )
@@ -190,7 +186,7 @@ class Synchronizer:
         except HostFailed as error:
             if _GUARDED not in error.reason:
                 raise
-            way = _Way((*ssh.command_for(self._port), "-S", "none"))
+            way = _Way((*ssh.command_for(self._reach.port), "-S", "none"))
             self._bring_so(way, path, transfer)
         try:
             btrfs.sync(path)
@@ -215,7 +211,7 @@ class Synchronizer:
         argv = [
             "rsync", "--archive", "--hard-links", "--xattrs", "--sparse",
             "--numeric-ids", "--update", "--protect-args", "--no-human-readable",
-            f"--timeout={max(1, round(self._stall))}",
+            f"--timeout={max(1, round(self._reach.stall))}",
             "--rsh", shlex.join(through.shell),
             *(["--rsync-path", through.program] if through.program else []),
             *(["--acls"] if acls else []),

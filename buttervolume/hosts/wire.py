@@ -16,6 +16,9 @@ from buttervolume.system.command import Flow
 LONGEST_LINE = 16 << 20
 """Bytes: the answer to a look at 50,000 snapshots fits."""
 _BUFFER = 2 * LONGEST_COMMAND
+_READ = 128 << 10
+"""Bytes that are read at a time: of more, a part would have left the processor's cache before it
+is checked and written."""
 _NOTABLE = 1 << 16
 """Bytes that a stream must bring before it stalls."""
 _TICK_MS = 200
@@ -129,7 +132,7 @@ class Inlet:
     def _fill(self, limit: float, flow: Flow | None) -> int:
         """Read once, behind what is in the buffer; how many bytes, 0 at the end."""
         deadline = time.monotonic() + limit
-        with memoryview(self._buffer) as view, view[self._end :] as room:
+        with memoryview(self._buffer) as view, view[self._end : self._end + _READ] as room:
             while True:
                 with suppress(BlockingIOError):
                     count = os.readv(self._descriptor, [room])
