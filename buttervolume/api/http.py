@@ -83,8 +83,14 @@ class Endpoint:
     """Whether it may change something: its failures are more than an answer to a question."""
     runs_job: Callable[[Body], bool] = lambda _: False
     """Whether a request runs a job, which the scheduler records."""
+    transfers: Callable[[Body], bool] = lambda _: False
+    """Whether a request is a transfer, and counts as one, even though not all of this call are."""
     empty_is_retry: bool = False
     """Whether an empty body can only be Docker's retry after a broken connection: no answer."""
+
+    def is_transfer(self, body: Body) -> bool:
+        """Whether a request is one that takes as long as it takes."""
+        return self.lane is Lane.TRANSFER or self.transfers(body)
 
 
 def find_lanes(endpoints: Iterable[Endpoint]) -> Callable[[str], Lane]:
@@ -143,7 +149,7 @@ class _Calls:
             if endpoint.changes and not endpoint.runs_job(body):
                 keep = stack.enter_context(_recorded(services, endpoint, body))
             stack.enter_context(services.volumes.mutexes.patience(endpoint.lane.patience))
-            if endpoint.lane is Lane.TRANSFER:
+            if endpoint.is_transfer(body):
                 stack.enter_context(services.transfers.ticket(body.ticket()))
                 stack.enter_context(_slot(self._slots))
             answer = endpoint.handler(services, body, **parts)
@@ -231,7 +237,7 @@ def _recorded(
         if not isinstance(answer, Unchanged):
             seconds = time.monotonic() - clock
             run = record(endpoint.name, body, answer, started=started, seconds=seconds, by=by)
-            moved = tally.moved if endpoint.lane is Lane.TRANSFER else None
+            moved = tally.moved if endpoint.is_transfer(body) else None
             services.history.record(replace(run, bytes=moved))
 
     with services.transfers.tally() as tally:

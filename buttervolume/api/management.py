@@ -59,6 +59,10 @@ def restore(services: Services, body: Body) -> Answer:
     return answer
 
 
+def _is_from_afar(body: Body) -> bool:
+    return body.get("From") is not None
+
+
 def clone(services: Services, body: Body) -> Answer:
     """Make a volume with the content of another."""
     taken = services.contents.clone(body.text("Name"), body.text("Target"))
@@ -188,7 +192,7 @@ def _warning(left_out: Sequence[str]) -> Answer:
 ENDPOINTS = (
     Endpoint("VolumeDriver.Snapshot", take_snapshot, changes=True),
     Endpoint("VolumeDriver.Snapshot.Remove", remove_snapshot, changes=True),
-    Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True),
+    Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True, transfers=_is_from_afar),
     Endpoint("VolumeDriver.Clone", clone, changes=True),
     *undo.ENDPOINTS,
     Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),

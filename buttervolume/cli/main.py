@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,15 +79,21 @@ def _snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
 
 
 def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
-    answer = call(
-        "VolumeDriver.Snapshot.Restore",
-        Name=arguments.name,
-        Target=arguments.target,
-        Force=arguments.force,
-        Undo=arguments.undo,
-        At=arguments.at,
-        From=arguments.origin,
-    )
+    from buttervolume.cli.progress import watch
+
+    name, origin = arguments.name, arguments.origin
+    volume = name.partition("@")[0]
+    with watch(call, "receive", volume, [origin]) if origin else nullcontext() as ticket:
+        answer = call(
+            "VolumeDriver.Snapshot.Restore",
+            Name=name,
+            Target=arguments.target,
+            Force=arguments.force,
+            Undo=arguments.undo,
+            At=arguments.at,
+            From=origin,
+            Ticket=ticket,
+        )
     backup = answer.get("VolumeBackup")
     if "Restored" in answer:  # a daemon before 3.15 does not tell
         snapshot = answer["Restored"]
