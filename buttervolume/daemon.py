@@ -88,6 +88,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             port=config.ssh_port,
             node=config.node,
             transfers=transfers,
+            min_free=config.min_free,
             now=local_now,
         )
         schedule = Schedule(config.schedule)

@@ -44,19 +44,19 @@ def restore(services: Services, body: Body) -> Answer:
     name, origin = body.text("Name"), body.optional_text("From")
     target, at = body.optional_text("Target"), body.optional_text("At")
     force, backwards = body.flag("Force"), body.flag("Undo")
+    warnings: list[str] = []
     if origin is not None:  # what can be refused is refused before days of transfer
         if backwards or at is not None:
             raise BadRestore("from another host comes its newest snapshot, or one that is named")
         if target is not None:
             check_volume_reference(target)
-        name = services.replication.receive(name, origin)
+        received = services.replication.receive(name, origin)
+        name, warnings = received.snapshot, [received.warning]
     restored = services.contents.restore(name, target, force=force, undo=backwards, at=at)
     answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:
         answer["VolumeBackup"] = restored.backup
-    if restored.warnings:
-        answer["Warning"] = "; ".join(restored.warnings)
-    return answer
+    return answer | _joined([*warnings, *restored.warnings])
 
 
 def _is_from_afar(body: Body) -> bool:
@@ -82,7 +82,8 @@ def send(services: Services, body: Body) -> Answer:
 
 def receive(services: Services, body: Body) -> Answer:
     """Receive a snapshot, or the newest of a volume, from another host."""
-    return {"Snapshot": services.replication.receive(body.text("Name"), body.text("Host"))}
+    received = services.replication.receive(body.text("Name"), body.text("Host"))
+    return {"Snapshot": received.snapshot, **_joined([received.warning])}
 
 
 def replicate(services: Services, body: Body) -> Answer:

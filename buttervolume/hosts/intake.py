@@ -22,17 +22,22 @@ from buttervolume.errors import (
     NoSuchParent,
     OperationFailed,
     PartialCopyBusy,
+    TooLittleSpace,
 )
 from buttervolume.hosts.stream import Announced, Checker
 from buttervolume.hosts.wire import Inlet
 from buttervolume.names import SnapshotName
-from buttervolume.system import btrfs, namespace, nested, uuids
+from buttervolume.system import btrfs, mounts, namespace, nested, uuids
 from buttervolume.system.btrfs import Subvolume
 from buttervolume.system.command import PIPE, Flow, Process, enlarge
 
 STALL = 300.0
 """Seconds in which something worth mentioning must move."""
 _LONGEST_NOTE = 1024
+_SPACE_STEP = 64 << 20
+"""Bytes that a stream may cost before the free space is looked at again."""
+_LEAST_TO_SPARE = 2 * _SPACE_STEP
+"""Bytes: with less than that beyond what is to be kept, a stream is refused."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,52 @@ class Intake:
         ):
             raise OperationFailed(f"receive {path.name}", "the copy is not what was announced")
         btrfs.set_received(path, announced.uuid, announced.ctransid)
+
+
+def takes_changes(directory: Path) -> bool:
+    """Whether `btrfs receive` finds a parent in a directory: only if what is mounted there is a
+    subvolume, and no plain directory of one."""
+    return os.stat(mounts.point_of(Path(os.path.realpath(directory)))).st_ino == 256
+
+
+def bind_warning(host: str, directory: Path) -> str:
+    """What is said where a directory takes no changes."""
+    return (
+        f"{host}: {directory} is in a bind mount of a plain directory, where btrfs receives no "
+        "changes, so the snapshot was sent in full; mount a subvolume there, or the whole "
+        "filesystem anywhere else"
+    )
+
+
+class Space:
+    """Watches over the free space while a stream comes in."""
+
+    def __init__(self, directory: Path, share: float) -> None:
+        """`share` of the filesystem is to be kept free; 0 lets everything in."""
+        self._directory = directory
+        self._share = share
+        # costs: what has been let through, what of it was on the disk, when to look again
+        self._passed = self._synced = self._next = 0
+
+    def check(self, cost: int) -> None:
+        """Raise TooLittleSpace if the stream would take from what is to be kept. `cost` is what it
+        may take with what comes next; how much that is in truth shows after a sync."""
+        if self._share and cost >= self._next:
+            free, kept = self._free(cost)
+            if free - kept < _LEAST_TO_SPARE and self._passed > self._synced:
+                btrfs.sync(self._directory)
+                self._synced = self._passed
+                free, kept = self._free(cost)
+            if free - kept < _LEAST_TO_SPARE:
+                raise TooLittleSpace(free, kept)
+            self._next = cost + _SPACE_STEP
+        self._passed = cost
+
+    def _free(self, cost: int) -> tuple[int, int]:
+        """What is free for sure, and how much of it is to be kept."""
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize - (cost - self._synced)
+        return max(0, free), round(status.f_blocks * status.f_frsize * self._share)
 
 
 def discard(directory: Path, name: SnapshotName, sender: str, *, without_note: bool) -> None:

@@ -28,11 +28,10 @@ from buttervolume.errors import (
     NotAllowed,
     OperationFailed,
     PeerGone,
-    TooLittleSpace,
 )
 from buttervolume.hosts import intake
 from buttervolume.hosts.guard import Guard, is_secluded, parse_rsync, wants_session
-from buttervolume.hosts.intake import Intake
+from buttervolume.hosts.intake import Intake, Space
 from buttervolume.hosts.lineage import Facts
 from buttervolume.hosts.protocol import PROTOCOL, facts_as_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
@@ -46,10 +45,6 @@ from buttervolume.words import shortened
 SILENCE = 60.0
 """Seconds in which the other side must ask for something."""
 _LONGEST_REQUEST = 1 << 16
-_SPACE_STEP = 64 << 20
-"""Bytes that a stream may cost before the free space is looked at again."""
-_LEAST_TO_SPARE = 2 * _SPACE_STEP
-"""Bytes: with less than that beyond what is to be kept, a stream is refused."""
 
 
 class Peer:
@@ -178,7 +173,7 @@ class Peer:
         return {
             "snapshots": [facts_as_json(facts) for facts in found],
             "strangers": sorted(strangers),
-            "bound": not _is_top(self._directory),
+            "bound": not intake.takes_changes(self._directory),
         }
 
     def _facts(self, volume: str) -> "list[Facts]":
@@ -221,7 +216,7 @@ class Peer:
             number(request["ctransid"]),
             UUID(_text(parent)) if parent else None,
         )
-        space = _Space(self._directory, self._config.min_free if self._guard.is_on else 0)
+        space = Space(self._directory, self._config.min_free if self._guard.is_on else 0)
         space.check(0)
         copy = Intake(self._directory).receive(
             name,
@@ -301,36 +296,6 @@ class Peer:
         if not btrfs.info(path).readonly or intake.has_note(self._directory, name):
             raise IncompleteSnapshot(str(name))
         return path
-
-
-class _Space:
-    """Watches over the free space while a stream comes in."""
-
-    def __init__(self, directory: Path, share: float) -> None:
-        self._directory = directory
-        self._share = share
-        # costs: what has been let through, what of it was on the disk, when to look again
-        self._passed = self._synced = self._next = 0
-
-    def check(self, cost: int) -> None:
-        """Raise TooLittleSpace if the stream would take from what is to be kept. `cost` is what it
-        may take with what comes next; how much that is in truth shows after a sync."""
-        if self._share and cost >= self._next:
-            free, kept = self._free(cost)
-            if free - kept < _LEAST_TO_SPARE and self._passed > self._synced:
-                btrfs.sync(self._directory)
-                self._synced = self._passed
-                free, kept = self._free(cost)
-            if free - kept < _LEAST_TO_SPARE:
-                raise TooLittleSpace(free, kept)
-            self._next = cost + _SPACE_STEP
-        self._passed = cost
-
-    def _free(self, cost: int) -> tuple[int, int]:
-        """What is free for sure, and how much of it is to be kept."""
-        status = os.statvfs(self._directory)
-        free = status.f_bavail * status.f_frsize - (cost - self._synced)
-        return max(0, free), round(status.f_blocks * status.f_frsize * self._share)
 
 
 def serve_rsync(config: Config, guard: Guard, asked: str) -> None:
@@ -429,10 +394,3 @@ def _is_backup(path: Path) -> bool:
             return attributes.is_backup(root, path.name)
     except OSError:
         return False
-
-
-def _is_top(directory: Path) -> bool:
-    """Whether what is mounted there is a subvolume: else `btrfs receive` finds no parent."""
-    from buttervolume.system import mounts
-
-    return os.stat(mounts.point_of(Path(os.path.realpath(directory)))).st_ino == 256

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 from buttervolume import names
@@ -16,7 +17,7 @@ from buttervolume.errors import (
     TransferBusy,
 )
 from buttervolume.hosts import lineage
-from buttervolume.hosts.intake import Intake
+from buttervolume.hosts.intake import Intake, Space, bind_warning, takes_changes
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.peer import stream_version
@@ -34,6 +35,14 @@ NO_PEER = (
 )
 
 
+@dataclass(frozen=True)
+class Received:
+    """What has been received, or was here already."""
+
+    snapshot: str
+    warning: str = ""
+
+
 class Receiver:
     """Receives snapshots from other hosts."""
 
@@ -44,25 +53,27 @@ class Receiver:
         reach: Reach,
         transfers: Transfers,
         now: Callable[[], datetime] = datetime.now,
+        min_free: float = 0,
     ) -> None:
-        """As for `Sender`."""
+        """As for `Sender`; `min_free` is the share of the filesystem that is to stay free."""
         self._snapshots = snapshots
         self._local = local
         self._reach = reach
         self._transfers = transfers
         self._now = now
+        self._min_free = min_free
         self._receiving: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
         self._log = logging.getLogger(__name__)
 
-    def receive(self, name: str, host: str) -> str:
-        """Receive a snapshot from a host, or the newest of a volume there, and return its name.
+    def receive(self, name: str, host: str) -> Received:
+        """Receive a snapshot from a host, or the newest of a volume there.
 
         What comes are changes of a snapshot that both have, if there is one. When this returns, the
         copy here is verified and on the disk, and the other host keeps its origin as the parent of
         what comes next. What is here already is a success.
 
-        Raises BadName, TransferBusy, HostFailed, NoSuchSnapshot, CopyInTheWay, OperationFailed,
-        Cancelled.
+        Raises BadName, TransferBusy, HostFailed, NoSuchSnapshot, CopyInTheWay, TooLittleSpace,
+        OperationFailed, Cancelled.
         """
         names.check_host(host)
         wanted: SnapshotName | None = None
@@ -92,7 +103,7 @@ class Receiver:
         transfer: Transfer,
         *,
         may_be_changes: bool,
-    ) -> str:
+    ) -> Received:
         flow = transfer.flow
         with self._reach.session(host, flow) as peer:
             if peer is None:
@@ -107,12 +118,15 @@ class Receiver:
             if state is Copy.COMPLETE:
                 self._log.info("%s is here already", origin.name)
                 peer.mark(origin.name, flow)
-                return str(origin.name)
+                return Received(str(origin.name))
             if state is Copy.FOREIGN:
                 raise CopyInTheWay(str(origin.name))
-            with self._parent(origin, there, here if may_be_changes else Side()) as parent:
+            is_bound = not takes_changes(self._local.path)
+            usable = may_be_changes and not is_bound
+            with self._parent(origin, there, here if usable else Side()) as parent:
                 self._stream(origin, parent, peer, transfer)
-        return str(origin.name)
+        warning = bind_warning("this host", self._local.path) if is_bound else ""
+        return Received(str(origin.name), warning)
 
     def _origin(self, volume: str, wanted: SnapshotName | None, host: str, there: Side) -> Facts:
         """The snapshot there that is to come."""
@@ -158,6 +172,8 @@ class Receiver:
             if what != (origin.identity, origin.ctransid, parent.identity if parent else None):
                 raise HostFailed(peer.host, "it sends something else than was asked for")
 
+        space = Space(self._local.path, self._min_free)
+        space.check(0)
         peer.receive(
             origin.name,
             parent.name if parent else None,
@@ -165,4 +181,5 @@ class Receiver:
             transfer.flow,
             version=min(peer.stream_version, stream_version()),
             expected=check,
+            before=space.check,
         )

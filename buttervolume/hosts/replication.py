@@ -6,7 +6,7 @@ from datetime import datetime
 from buttervolume.hosts.intake import STALL
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.reach import Reach
-from buttervolume.hosts.receive import Receiver
+from buttervolume.hosts.receive import Received, Receiver
 from buttervolume.hosts.send import Sender, Sent
 from buttervolume.hosts.sync import Synchronizer
 from buttervolume.hosts.transfers import Transfers
@@ -28,15 +28,17 @@ class Replication:
         node: str,
         transfers: Transfers,
         stall: float = STALL,
+        min_free: float = 0,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
-        seconds, `now` the clock of the snapshots' names. The other hosts keep volumes and snapshots
-        at the paths that they have here."""
+        seconds, `min_free` the share of the filesystem that what is received leaves free, `now` the
+        clock of the snapshots' names. The other hosts keep volumes and snapshots at the paths that
+        they have here."""
         self._reach = Reach(port, node, stall)
         local = Local(catalog)
         self._sender = Sender(volumes, snapshots, local, self._reach, transfers, now)
-        self._receiver = Receiver(snapshots, local, self._reach, transfers, now)
+        self._receiver = Receiver(snapshots, local, self._reach, transfers, now, min_free)
         self._synchronizer = Synchronizer(volumes, catalog, snapshots, self._reach, transfers)
 
     def close(self) -> None:
@@ -51,7 +53,7 @@ class Replication:
         """Copy every snapshot that a host lacks (see `Sender.send_all`)."""
         return self._sender.send_all(volume, host, force=force)
 
-    def receive(self, name: str, host: str) -> str:
+    def receive(self, name: str, host: str) -> Received:
         """Receive a snapshot, or the newest of a volume, from a host (see `Receiver.receive`)."""
         return self._receiver.receive(name, host)
 

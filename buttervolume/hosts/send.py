@@ -28,6 +28,7 @@ from buttervolume.errors import (
     TransferBusy,
 )
 from buttervolume.hosts import lineage, ssh
+from buttervolume.hosts.intake import bind_warning
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.reach import Reach
@@ -301,7 +302,7 @@ class Sender:
                 if error.kind == NoSuchParent.__name__ and parent:
                     raise MissingParent(str(parent.name)) from error
                 raise
-        return _warning_of_bind(peer.host, self._local.path) if look.is_bound else ""
+        return bind_warning(peer.host, self._local.path) if look.is_bound else ""
 
     def _origin(self, name: SnapshotName, here: Side) -> Facts:
         """The facts of the snapshot to send. Raises NoSuchSnapshot, ChangedCopy."""
@@ -386,7 +387,7 @@ class Sender:
             self._log.info("%s: removing the partial copy on %s", name, connection.host)
             remote.discard(name, flow)
         is_bound = look.is_bound and look.mount is None
-        warning = _warning_of_bind(remote.host, self._local.path) if is_bound else ""
+        warning = bind_warning(remote.host, self._local.path) if is_bound else ""
         with self._parent(origin, here, look, remote, flow) as parent:
             try:
                 self._stream(origin, parent, look, remote, connection, transfer)
@@ -484,14 +485,6 @@ class Sender:
         except OSError:
             return 1
         return stream_version(command.run(["btrfs", "--version"]), feature)
-
-
-def _warning_of_bind(host: str, path: Path) -> str:
-    return (
-        f"{host}: {path} is in a bind mount of a plain directory, where btrfs receives no changes, "
-        "so the snapshot was sent in full; mount a subvolume there, or the whole filesystem "
-        "anywhere else"
-    )
 
 
 def _explain(

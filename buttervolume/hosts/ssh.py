@@ -1,6 +1,7 @@
 """Other hosts over ssh: how to reach them, and one connection shared by several commands."""
 
 import base64
+import logging
 import os
 import re
 import select
@@ -24,6 +25,8 @@ _CHATTER = re.compile(
     r"ControlSocket .* already exists|mux_client_request_session: "
 )
 """Begins messages of ssh, `btrfs receive` and rsync that say nothing of why something failed."""
+_NO_SECOND_SESSION = "mux_client_request_session: session request failed"
+"""What ssh says before it falls back on a connection of its own (mux.c of OpenSSH)."""
 _WEAK = re.compile("rsync: connection unexpectedly closed")
 """Begins messages that are worth something where there are no others."""
 _OWN_WORDS = re.compile(
@@ -75,6 +78,7 @@ class Connection:
         self.argv_without_host = tuple(argv)
         """The local command that uses the connection, for programs that add the host themselves."""
         self._argv = [*argv, host]
+        self._takes_one_session = False
         self._master = master
         self._limit = limit
 
@@ -95,10 +99,21 @@ class Connection:
                 raise HostFailed(self.host, reason) from error
             except TooMuchOutput as error:
                 raise HostFailed(self.host, str(error)) from error
+            self._note_refusal(process)
             failure = process.failure()
             if failure:
                 raise HostFailed(self.host, self.explain(failure))
             return process.output()
+
+    def _note_refusal(self, process: Process) -> None:
+        """Say once, of each connection, that it cannot be shared, which costs log-ins."""
+        if not self._takes_one_session and _NO_SECOND_SESSION in process.messages():
+            self._takes_one_session = True
+            logging.getLogger(__name__).info(
+                "%s takes one session a connection (MaxSessions in sshd_config), so each command "
+                "logs in anew",
+                self.host,
+            )
 
     def passed_on(self) -> int:
         """How many bytes have gone to the other host over this connection. The ssh of a command

@@ -186,7 +186,8 @@ class Receive(WithHost):
     def run(self, volume: str, tools: Tools) -> Done:
         """Receive it; nothing is restored."""
         received = tools.replication.receive(volume, self.host)
-        return Done(received, received)
+        warnings = (received.warning,) if received.warning else ()
+        return Done(received.snapshot, received.snapshot, warnings)
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,11 @@ class Process:
         self._reader.join(_LAST_WORDS)
         return self._reader.printed.decode(errors="replace")
 
+    def messages(self) -> str:
+        """What it has said to stderr, once it has ended."""
+        self._reader.join(_LAST_WORDS)
+        return self._reader.messages.text()
+
     def written(self) -> int:
         """How many bytes it has written to wherever, as far as the kernel tells (proc(5))."""
         try:
@@ -298,8 +303,7 @@ class Process:
         status = self.popen.returncode
         if not status:
             return None
-        self._reader.join(_LAST_WORDS)
-        return CommandFailed(self.argv, status, self._reader.messages.text())
+        return CommandFailed(self.argv, status, self.messages())
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def test_an_sshd_that_takes_one_session_a_connection(pair: Pair, volume: str) ->
         alpha.wait_for_bytes(2 * MEBIBYTE)
         pair.network.unlimit("beta")
         assert sending.error() == ""
+    told = [line for line in alpha.daemon.stdout().splitlines() if "MaxSessions" in line]
+    assert len(told) == 1, "once for the whole transfer"
 
 
 def test_a_long_banner_does_not_hide_the_reason(alpha: Host, beta: Host, volume: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES, Host, Pair
 from tests.hosts.test_belief import equal, forge, note_of
+from tests.hosts.test_field import bound
 from tests.hosts.test_send import content, is_incremental, snapshot_with
 from tests.support.wait import wait_until
 
@@ -147,6 +148,58 @@ def test_while_it_comes_it_is_partial_and_it_can_be_cancelled(pair: Pair, there:
     pair.wait_until_idle(20)
     assert alpha.snapshot_names(there) == []
     assert not alpha.path(note_of(name)).exists()
+
+
+@pytest.mark.usefixtures("with_peer")
+def test_what_would_fill_the_disk_here_does_not_come_in(
+    alpha: Host, tiny: Host, volume: str
+) -> None:
+    name = snapshot_with(alpha, volume, "big", content(MEBIBYTE))
+    before = sorted(path.name for path in tiny.path(SNAPSHOTS).iterdir())
+    alpha.authorize(tiny)
+
+    refusal = tiny.start("Snapshot.Receive", Name=volume, Host="alpha").error()
+
+    assert "are to be kept (MIN_FREE)" in refusal
+    assert sorted(path.name for path in tiny.path(SNAPSHOTS).iterdir()) == before
+    assert alpha.snapshot_names(volume) == [name], "nothing is marked that has not arrived"
+
+
+@pytest.mark.usefixtures("with_peer")
+def test_into_a_bind_mount_here_all_comes_with_a_warning(
+    alpha: Host, beta: Host, there: str
+) -> None:
+    program = f"""
+for _ in range(2):
+    received = replication()._made.receive({there!r}, "beta")
+    print(received.snapshot, received.warning)
+"""
+    with bound(alpha):
+        for number in range(2):
+            name = snapshot_with(beta, there, f"file{number}", b"x")
+            said = alpha.program(program).splitlines()
+            assert said[0].startswith(f"{name} this host: ")
+            assert "is in a bind mount of a plain directory" in said[0]
+            assert said[1].strip() == name, "it is here already"
+            assert alpha.show(name)["Parent UUID"] == "-"
+            assert equal(alpha, beta, name)
+
+
+@pytest.mark.usefixtures("with_peer")
+def test_a_restore_from_another_host_is_a_transfer(pair: Pair, there: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    name = snapshot_with(beta, there, "big", content(16 * MEBIBYTE))
+    pair.network.limit("beta", "8mbit")
+    ticket = {"Ticket": "0" * 32}
+    restoring = alpha.start("Snapshot.Restore", Name=there, From="beta", Force=True, **ticket)
+    alpha.wait_for_bytes(MEBIBYTE)
+    [transfer] = alpha.transfers()
+    assert (transfer["Snapshot"], transfer["Ticket"]) == (name, ticket["Ticket"])
+
+    alpha.api.call("Transfers.Cancel", **ticket)
+
+    assert restoring.error(20) == "the transfer was cancelled"
+    assert alpha.snapshot_names(there) == []
 
 
 # Histories that have gone their own ways
