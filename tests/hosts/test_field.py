@@ -45,10 +45,10 @@ def send_and_sync(alpha: Host, beta: Host, volume: str) -> None:
 def test_an_sshd_that_takes_one_session_a_connection(pair: Pair, volume: str) -> None:
     """What leaves is counted, whichever process carries it, and no such transfer is ended."""
     alpha, beta = pair.alpha, pair.beta
-    snapshot = snapshot_with(alpha, volume, "file", content(6 * MEBIBYTE))
+    snapshot = snapshot_with(alpha, volume, "file", content(12 * MEBIBYTE))
     with sshd_config(beta, "MaxSessions 1\n"):
         pair.network.limit("beta", "8mbit")
-        program = f"print(outcome(replication(stall=2).send, {snapshot!r}, 'beta'))"
+        program = f"print(outcome(replication(stall=8).send, {snapshot!r}, 'beta'))"
         assert alpha.program(program) == "None\n"
         pair.network.unlimit("beta")
         assert is_copy(alpha, beta, snapshot)
