@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 3.0
 """Seconds to wait for a lock that a command of a killed daemon may still hold, and for what is
 being worked on when the daemon is told to stop."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes lets another one run: a tenth of Python's default."""
 LAST_WRITE = 0.5
 """Seconds for what the history has still to write, however long the rest took."""
 
@@ -210,6 +213,9 @@ def _serve_page(config: Config, services: Services, listener: socket.socket) -> 
 def settle_process() -> None:
     """Make the process what the daemon relies on, whatever started it."""
     os.umask(0o077)  # what others may read says so itself
+    # one answer to Docker needs Python's lock some ten times, and a thread that computes, such as
+    # one that makes a page, gives it up after this only
+    sys.setswitchinterval(SWITCH_INTERVAL)
     # ignored, as some parents leave it, it would keep the end of every command from us
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor in (0, 1, 2):  # else another file would get the number, and the log

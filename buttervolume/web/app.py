@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from buttervolume.report.status import Report
 from buttervolume.web import metrics, pages
 
 _FRESH = 1.0
-"""Seconds for which an answer is given again: however many ask, one of each is made in this time,
-and Docker's calls find the processor free."""
+"""Seconds for which an answer is given again: however many ask, one of each is made in this time.
+It is also the longest rest between two."""
 _MOST_ANSWERS = 100
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
@@ -57,7 +58,10 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
     app = Flask("buttervolume.web")
     app.jinja_env.filters.update(pages.FILTERS)
     app.jinja_env.lstrip_blocks = True
-    answers = _Answers()
+    answers = Answers()
+
+    def answer_of(make: Callable[[], Response]) -> Response:
+        return answers.get(request.full_path, make)
 
     @app.before_request
     def check() -> Response | None:
@@ -89,7 +93,7 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
 
     @app.get("/")
     def home() -> Response:
-        return answers.get(lambda: _html(pages.home(view.report(), request.args), "home.html"))
+        return answer_of(lambda: _html(pages.home(view.report(), request.args), "home.html"))
 
     @app.get("/volumes/<name>")
     def volume(name: str) -> Response:
@@ -103,7 +107,7 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
             outlook, runs = view.outlook(report, name), _runs(volume=name)
             return _html(pages.volume(report, name, outlook, runs), "volume.html")
 
-        return answers.get(make)
+        return answer_of(make)
 
     @app.get("/log")
     def log() -> Response:
@@ -112,22 +116,25 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
             runs = _runs(volume=wanted.volume, failed=wanted.failed, limit=wanted.limit)
             return _html(pages.log(view.report(), wanted, runs), "log.html")
 
-        return answers.get(make)
+        return answer_of(make)
 
     @app.get("/metrics")
     def scrape() -> Response:
-        return answers.get(
+        return answer_of(
             lambda: Response(metrics.render(view.report()), content_type=metrics.CONTENT_TYPE)
         )
 
     @app.get("/health")
     def health() -> Response:
-        alive = view.report().is_alive
-        return _text("alive" if alive else "not alive: see the report", 200 if alive else 503)
+        def make() -> Response:
+            alive = view.report().is_alive
+            return _text("alive" if alive else "not alive: see the report", 200 if alive else 503)
+
+        return answers.now(make)
 
     @app.get("/api/status")
     def status() -> Response:
-        return answers.get(lambda: jsonify(answer.report(view.report())))
+        return answer_of(lambda: jsonify(answer.report(view.report())))
 
     def _runs(**question: object) -> Sequence[Run] | None:
         """What was done; None if the history cannot be read now."""
@@ -143,27 +150,53 @@ def create_app(view: View, token: str, *, any_host: bool) -> Flask:
     return app
 
 
-class _Answers:
-    """The last answer to each question, for a moment; several who ask the same wait for one."""
+class Answers:
+    """Makes one answer at a time, and rests after each for as long as it took, so that Docker's
+    calls find the processor free for half of the time at the least, whatever is asked here. The
+    last answer to each question is kept for a moment; several who ask the same wait for one."""
 
-    def __init__(self) -> None:
-        self._guard = Lock()  # protects what follows, and lets one answer be made at a time
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._guard = Lock()  # protects what follows, and is held while an answer is made
         self._made: dict[str, tuple[float, Response]] = {}
+        self._rested = -math.inf
+        """The moment from which on another one may be made."""
 
-    def get(self, make: Callable[[], Response]) -> Response:
-        """A fresh answer for this request's address."""
+    def get(self, question: str, make: Callable[[], Response]) -> Response:
+        """A fresh answer, which is given again to who asks the same."""
         with self._guard:
-            now = time.monotonic()
-            made, response = self._made.get(request.full_path, (-_FRESH, None))
+            now = self._clock()
+            made, response = self._made.get(question, (-_FRESH, None))
             if response is None or now - made >= _FRESH:
                 self._made = {
-                    path: entry
-                    for path, entry in list(self._made.items())[-_MOST_ANSWERS:]
+                    known: entry
+                    for known, entry in list(self._made.items())[-_MOST_ANSWERS:]
                     if now - entry[0] < _FRESH
                 }
-                response = make()
-                self._made[request.full_path] = time.monotonic(), response
+                response = self._make(make)
+                self._made[question] = self._clock(), response
         return Response(response.get_data(), response.status_code, dict(response.headers))
+
+    def now(self, make: Callable[[], Response]) -> Response:
+        """An answer of this moment."""
+        with self._guard:
+            return self._make(make)
+
+    def _make(self, make: Callable[[], Response]) -> Response:
+        started = self._clock()
+        if started < self._rested:
+            self._sleep(self._rested - started)
+            started = self._clock()
+        try:
+            return make()
+        finally:
+            ended = self._clock()
+            self._rested = ended + min(ended - started, _FRESH)
 
 
 def _is_safe_host(host: str) -> bool:

@@ -2,16 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 from tests.benchmarks.calls import burst
 from tests.benchmarks.host import SNAPSHOTS, Host
 from tests.benchmarks.lab import FEW, ORIGINAL_LIMIT, Lab, few, on_each
-from tests.benchmarks.measure import Measurement, interleave, medians
+from tests.benchmarks.measure import Measurement, interleave, medians, percentile
 from tests.benchmarks.report import Goal, Row
 from tests.benchmarks.subjects import BARE_SNAPSHOTS, Api, among_volumes
 from tests.btrfs.harness import UnixConnection
@@ -222,77 +224,115 @@ def _get_while_snapshots_are_taken(lab: Lab) -> list[Row]:
     ]
 
 
-def _status(lab: Lab) -> list[Row]:
-    """With jobs that are not run meanwhile."""
+@contextmanager
+def _full_host(lab: Lab, **env: str) -> Iterator[tuple[Host, str]]:
+    """A daemon that has been started with this in its environment, many volumes, snapshots of them
+    in turn, and jobs that are not run meanwhile; and a text that says how many."""
     host, volumes, snapshots = lab.large, lab.sizes.many, 5 * lab.sizes.many
     jobs = volumes // 10
     lab.fill_with_volumes(host, volumes)
     there = len(list(host.machine.path(SNAPSHOTS).iterdir()))
     lab.fill_with_snapshots(host, dated(few(3), snapshots)[: max(0, snapshots - there)])
     host.stop()
-    host.start(BUTTERVOLUME_TIMER=str(24 * 60 * 60))
+    host.start(BUTTERVOLUME_TIMER=str(24 * 60 * 60), **env)
     rows = (f"{few(number)},snapshot,60" for number in range(jobs))
     host.machine.write(SCHEDULE, "\n".join([*rows, ""]))
-    found = medians(
-        interleave(
-            min(lab.sizes.commands, 10), {"ours": partial(host.api.timed, "VolumeDriver.Status")}
-        )
-    )
+    yield host, f"{volumes:,} volumes, {snapshots:,} snapshots, {jobs:,} jobs"
     host.machine.write(SCHEDULE, "")
     host.stop()
     host.start()
-    what = f"Status, {volumes:,} volumes, {snapshots:,} snapshots, {jobs:,} jobs"
-    return [Row(what, found, goal=Goal(0.2))]
+
+
+def _status(lab: Lab) -> list[Row]:
+    """The first after a start finds nothing read; then as it is asked again and again."""
+    with _full_host(lab) as (host, what):
+        first = host.api.timed("VolumeDriver.Status")
+        rounds = min(lab.sizes.commands, 10)
+        ask = partial(host.api.timed, "VolumeDriver.Status")
+        found = medians(interleave(rounds, {"ours": ask}))
+    return [
+        Row(f"Status, first after a start, {what}", {"ours": first}),
+        Row(f"Status, {what}", found, goal=Goal(0.2)),
+    ]
+
+
+def _log(lab: Lab) -> list[Row]:
+    """After all that the other benchmarks have done; `Remove` has recorded one more."""
+    host = lab.ours
+    for _ in range(lab.sizes.commands):
+        volume, subject = lab.name(), Api(host)
+        subject.create(volume)
+        subject.remove(volume)
+    ask = partial(host.api.timed, "VolumeDriver.Log")
+    found = medians(interleave(min(lab.sizes.commands, 20), {"ours": ask}))
+    return [Row("Log, the last 50", found)]
 
 
 def _page(lab: Lab) -> list[Row]:
-    """Each time one that nobody has asked for a moment before; and Docker's question meanwhile."""
-    host, volumes, clients = lab.large, lab.sizes.many, 8
-    lab.fill_with_volumes(host, volumes)
-    host.stop()
-    host.start(BUTTERVOLUME_WEB=f"unix:{PAGE}", BUTTERVOLUME_TIMER=str(24 * 60 * 60))
-    socket, numbers = host.machine.path(PAGE), count()
+    """Each time one that nobody has asked for a moment before."""
+    with _full_host(lab, BUTTERVOLUME_WEB=f"unix:{PAGE}") as (host, what):
+        load = partial(_load, host.machine.path(PAGE), count())
+        load("/")
+        pages = {"/": "the page", f"/volumes/{few(9)}": "a volume's page", "/metrics": "metrics"}
+        rows = []
+        for path, name in pages.items():
+            rested = partial(_after_a_rest, partial(load, path))
+            found = medians(interleave(min(lab.sizes.commands, 10), {"ours": rested}))
+            goal = None if path == "/metrics" else Goal(0.3)
+            rows.append(Row(f"{name}, {what}", found, goal=goal))
+    return rows
 
-    def get(path: str) -> float:
-        connection = UnixConnection(socket, 60)
-        started = time.monotonic()
-        try:
-            connection.request("GET", path, headers={"Host": "localhost"})
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            answer.read()
-        finally:
-            connection.close()
-        return time.monotonic() - started
 
-    def one(path: str) -> float:
-        return get(f"{path}?new={next(numbers)}")
+def _after_a_rest(load: Callable[[], float]) -> float:
+    """So that it does not wait for the rest that the page takes after each answer."""
+    time.sleep(1)
+    return load()
 
-    rounds = min(lab.sizes.commands, 10)
-    pages = {"/": "the page", f"/volumes/{few(0)}": "the page of a volume", "/metrics": "metrics"}
+
+def _load(socket: Path, numbers: Iterator[int], path: str) -> float:
+    """Load a page by an address that nobody has asked for before; return the seconds."""
+    connection = UnixConnection(socket, 60)
+    started = time.monotonic()
+    try:
+        connection.request("GET", f"{path}?new={next(numbers)}", headers={"Host": "localhost"})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        answer.read()
+    finally:
+        connection.close()
+    return time.monotonic() - started
+
+
+def _storm(lab: Lab) -> list[Row]:
+    """Docker's question while nobody loads the page, and while several do all the time."""
+    clients = 8
     rows = []
-    for path, what in pages.items():
-        found = medians(interleave(rounds, {"ours": partial(one, path)}))
-        goal = None if path == "/metrics" else Goal(0.3)
-        rows.append(Row(f"{what}, {volumes:,} volumes", found, goal=goal))
-    over = time.monotonic() + lab.sizes.seconds
+    with _full_host(lab, BUTTERVOLUME_WEB=f"unix:{PAGE}") as (host, what):
+        load = partial(_load, host.machine.path(PAGE), count())
+        load("/")
 
-    def storm(_: int) -> None:
-        while time.monotonic() < over:
-            get("/")
+        def asked(over: float) -> list[float]:
+            seconds = []
+            while time.monotonic() < over:
+                seconds.append(host.api.timed("VolumeDriver.Get", Name=few(0)))
+                time.sleep(PAUSE / 5)
+            return seconds
 
-    with ThreadPoolExecutor(clients) as pool:
-        readers = [pool.submit(storm, client) for client in range(clients)]
-        asked = []
-        while time.monotonic() < over:
-            asked.append(host.api.timed("VolumeDriver.Get", Name=few(0)))
-            time.sleep(PAUSE)
-        for reader in readers:
-            reader.result()
-    host.stop()
-    host.start()
-    what = f"Get while {clients} clients load the page, {volumes:,} volumes"
-    return [*rows, Row(f"{what}: median", {"ours": statistics.median(asked)}, goal=Goal(0.005))]
+        def storm(over: float) -> None:
+            while time.monotonic() < over:
+                load("/")
+
+        for loading, name in ((0, "nobody loads the page"), (clients, f"{clients} clients do")):
+            over = time.monotonic() + lab.sizes.seconds
+            with ThreadPoolExecutor(clients) as pool:
+                readers = [pool.submit(storm, over) for _ in range(loading)]
+                found = asked(over)
+                for reader in readers:
+                    reader.result()
+            text = f"Get while {name}, {what}"
+            rows.append(Row(f"{text}: median", {"ours": statistics.median(found)}))
+            rows.append(Row(f"{text}: 99th percentile", {"ours": percentile(found, 99)}))
+    return rows
 
 
 def _round(lab: Lab) -> list[Row]:
@@ -331,7 +371,7 @@ def _memory_with_many(lab: Lab) -> list[Row]:
 
 
 def _purge(size: Callable[[Lab], int], lab: Lab) -> list[Row]:
-    """All but the newest of some old snapshots, and as many by one command.
+    """All but the newest of some old snapshots, and as many by one command and a sync.
 
     They have been listed before: a daemon has seen the snapshots that it took over the years.
     """
@@ -353,7 +393,7 @@ def _purge(size: Callable[[Lab], int], lab: Lab) -> list[Row]:
         names = dated(few(0), number)
         lab.fill_with_snapshots(lab.ours, names, BARE_SNAPSHOTS)
         paths = [f"{BARE_SNAPSHOTS}/{name}" for name in names]
-        seconds = runner.time(["btrfs", "subvolume", "delete", *paths])
+        seconds = runner.time(["btrfs", "subvolume", "delete", *paths], sync=BARE_SNAPSHOTS)
         lab.ours.sync()
         return seconds
 
@@ -387,7 +427,9 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "snapshots-growth": _growth_with_snapshots,
     "get-while-snapshots": _get_while_snapshots_are_taken,
     "status": _status,
+    "log": _log,
     "page": _page,
+    "storm": _storm,
     "round": _round,
     "memory-many": _memory_with_many,
     "purge-some": partial(_purge, lambda lab: lab.sizes.some),

@@ -42,12 +42,16 @@ class Runner:
         self._stream = self._socket.makefile("rw", encoding="utf-8")
 
     def time(
-        self, *commands: Sequence[str], env: Mapping[str, str] | None = None, sync: str = ""
+        self,
+        *commands: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        rename: Sequence[str] = (),
+        sync: str = "",
     ) -> float:
-        """Run commands one after another, sync a directory if one is given, and return the seconds
-        all that took."""
+        """Run commands one after another, rename one path to another, and sync a directory, if
+        they are given; return the seconds all that took."""
         argvs = [list(argv) for argv in commands]
-        request = {"commands": argvs, "env": dict(env or {}), "sync": sync}
+        request = {"commands": argvs, "env": dict(env or {}), "rename": rename, "sync": sync}
         self._stream.write(json.dumps(request) + "\n")
         self._stream.flush()
         answer = json.loads(self._stream.readline())

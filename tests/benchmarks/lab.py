@@ -15,7 +15,7 @@ from tests.benchmarks.measure import Measurement
 from tests.benchmarks.program import Program
 from tests.benchmarks.subjects import Api, Bare, Subject, beside
 from tests.support.docker import Dockerd
-from tests.support.machine import Machine
+from tests.support.machine import DATA, Machine
 from tests.support.network import Network
 
 FEW = 10
@@ -120,6 +120,13 @@ class Lab:
     def aged(self) -> Host:
         """This version, with few volumes, whose snapshots become a great many."""
         return self._host("aged", self._ours)
+
+    @cached_property
+    def limited(self) -> Host:
+        """This version, with few volumes, where quotas are on."""
+        host = self._host("limited", self._ours)
+        host.runner.run(["btrfs", "quota", "enable", DATA])
+        return host
 
     @cached_property
     def original(self) -> Host | None:

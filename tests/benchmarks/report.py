@@ -20,6 +20,8 @@ class Goal:
     limit: float
     of: str = "ours"
     """`ours` (in seconds, bytes or ratios, as the row's values are), `bare` or `original`."""
+    extra: float = 0.0
+    """What comes on top of so many times one of the others, in what the row's values are in."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class Row:
 
     def misses_goal(self) -> bool:
         """Whether ours is above its ceiling."""
-        if self.goal is None:
+        if self.goal is None or "ours" not in self.values:
             return False
-        value = (
-            self.values.get("ours") if self.goal.of == "ours" else self.ratio("ours", self.goal.of)
-        )
-        return value is not None and value > self.goal.limit
+        if self.goal.of == "ours":
+            return self.values["ours"] > self.goal.limit
+        other = self.values.get(self.goal.of)
+        limit = None if other is None else self.goal.limit * other + self.goal.extra
+        return limit is not None and self.values["ours"] > limit
 
     def cells(self) -> tuple[str, ...]:
         """The line as texts, in the order of HEADINGS."""
@@ -64,7 +67,8 @@ class Row:
             return ""
         if self.goal.of == "ours":
             return _number(self.goal.limit * UNITS[self.unit], self.unit)
-        return f"{self.goal.limit:g} × {self.goal.of}"
+        extra = _number(self.goal.extra * UNITS[self.unit], self.unit)
+        return f"{self.goal.limit:g} × {self.goal.of}" + (f" + {extra}" if self.goal.extra else "")
 
     def _value(self, column: str) -> str:
         value = self.values.get(column)

@@ -2,8 +2,9 @@
 
 A separate program, so that what is timed is the command as a small process would start it, without
 the way into the machine's namespaces. It takes one JSON line, `{"commands": [[…], …], "env": {…},
-"sync": "…"}`, and answers with one, `{"seconds": …, "error": "…"}`. What is to be synced is a
-directory; that the names in it are on the disk is timed, too.
+"rename": ["…", "…"], "sync": "…"}`, and answers with one, `{"seconds": …, "error": "…"}`. What is
+to be synced is a directory; a rename after the commands, and that the names in the directory are
+on the disk, are timed, too.
 """
 
 import json
@@ -14,8 +15,11 @@ import sys
 import time
 
 
-def run(commands: list[list[str]], env: dict[str, str], sync: str) -> dict[str, object]:
-    """Run commands one after another, until one fails, then sync a directory if one is given."""
+def run(
+    commands: list[list[str]], env: dict[str, str], rename: list[str], sync: str
+) -> dict[str, object]:
+    """Run commands one after another, until one fails, then rename something and sync a directory
+    if they are given."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", **env}
     error = ""
     with os.fdopen(os.memfd_create("output"), "r+b") as output:  # the cheapest that keeps it
@@ -32,6 +36,8 @@ def run(commands: list[list[str]], env: dict[str, str], sync: str) -> dict[str, 
             if done.returncode:
                 error = f"{argv}: exit status {done.returncode}"
                 break
+        if rename and not error:
+            os.rename(*rename)
         if sync and not error:
             descriptor = os.open(sync, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(descriptor)

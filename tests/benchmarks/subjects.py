@@ -8,6 +8,7 @@ from tests.support.machine import DATA
 
 BARE_VOLUMES = f"{DATA}/bare/volumes"
 BARE_SNAPSHOTS = f"{DATA}/bare/snapshots"
+BARE_REMOVED = f"{DATA}/bare/removed"
 
 
 class Subject(Protocol):
@@ -17,7 +18,7 @@ class Subject(Protocol):
         """Make an empty volume."""
 
     def remove(self, volume: str) -> float:
-        """Remove it."""
+        """Remove it, so that it can be had back for a while."""
 
     def snapshot(self, volume: str) -> tuple[float, str]:
         """Snapshot it; the snapshot's name is returned, too."""
@@ -42,9 +43,18 @@ class Api:
         """`VolumeDriver.Create`, with what Docker sends when no options are given."""
         return self._api.timed("VolumeDriver.Create", Name=volume, Opts=None)
 
+    def create_with(self, volume: str, **options: str) -> float:
+        """`VolumeDriver.Create` with options."""
+        return self._api.timed("VolumeDriver.Create", Name=volume, Opts=options)
+
     def remove(self, volume: str) -> float:
         """`VolumeDriver.Remove`."""
         return self._api.timed("VolumeDriver.Remove", Name=volume)
+
+    def undelete(self, volume: str) -> float:
+        """`VolumeDriver.Volume.Undelete`, after a `VolumeDriver.Remove` that is not timed."""
+        self.remove(volume)
+        return self._api.timed("VolumeDriver.Volume.Undelete", Name=volume)
 
     def snapshot(self, volume: str) -> tuple[float, str]:
         """`VolumeDriver.Snapshot`."""
@@ -66,8 +76,9 @@ class Api:
 
 
 class Bare:
-    """The `btrfs` command, as an administrator would use it whose work is to survive a power cut:
-    after a command that does not sync by itself, as `snapshot` does, the directory is synced."""
+    """The `btrfs` command, as an administrator would use it whose work is to survive a power cut,
+    and who gives a volume its name when it is whole, and takes that away first: after what does
+    not sync by itself, as a snapshot does, the directory is synced."""
 
     def __init__(self, runner: Runner, volumes: str, snapshots: str) -> None:
         self._runner, self._volumes, self._snapshots = runner, volumes, snapshots
@@ -77,9 +88,24 @@ class Bare:
         """One command, and a sync."""
         return self._btrfs("create", f"{self._volumes}/{volume}", sync=self._volumes)
 
+    def create_furnished(self, volume: str, size: str) -> float:
+        """Two commands, and a sync."""
+        path = f"{self._volumes}/{volume}"
+        limit = ["btrfs", "qgroup", "limit", size, path]
+        return self._runner.time(["btrfs", "subvolume", "create", path], limit, sync=self._volumes)
+
     def remove(self, volume: str) -> float:
-        """One command, and a sync."""
-        return self._btrfs("delete", f"{self._volumes}/{volume}", sync=self._volumes)
+        """No command: a rename, after which it can be had back, and a sync."""
+        kept = f"{BARE_REMOVED}/{volume}@{next(self._numbers)}"
+        rename = (f"{self._volumes}/{volume}", kept)
+        return self._runner.time(rename=rename, sync=self._volumes)
+
+    def undelete(self, volume: str) -> float:
+        """Remove it, and bring it back: a rename, and a sync; only this is timed."""
+        kept = f"{BARE_REMOVED}/{volume}"
+        path = f"{self._volumes}/{volume}"
+        self._runner.time(rename=(path, kept), sync=self._volumes)
+        return self._runner.time(rename=(kept, path), sync=self._volumes)
 
     def snapshot(self, volume: str) -> tuple[float, str]:
         """One command."""
@@ -88,8 +114,11 @@ class Bare:
         return self._btrfs("snapshot", "-r", source, f"{self._snapshots}/{name}"), name
 
     def clone(self, volume: str, target: str) -> float:
-        """One command."""
-        return self._btrfs("snapshot", f"{self._volumes}/{volume}", f"{self._volumes}/{target}")
+        """One command, a rename and a sync."""
+        new = f"{self._volumes}/.new-{target}"
+        command = ["btrfs", "subvolume", "snapshot", f"{self._volumes}/{volume}", new]
+        rename = (new, f"{self._volumes}/{target}")
+        return self._runner.time(command, rename=rename, sync=self._volumes)
 
     def restore(self, snapshot: str) -> tuple[float, str]:
         """Three commands: a backup, away with the volume, a copy of the snapshot in its place; and
@@ -113,10 +142,11 @@ class Bare:
 
 def beside(host: Host) -> Bare:
     """The bare commands in a directory of their own on a host's filesystem."""
-    host.runner.run(["mkdir", "-p", BARE_VOLUMES, BARE_SNAPSHOTS])
+    host.runner.run(["mkdir", "-p", BARE_VOLUMES, BARE_SNAPSHOTS, BARE_REMOVED])
     return Bare(host.runner, BARE_VOLUMES, BARE_SNAPSHOTS)
 
 
 def among_volumes(host: Host) -> Bare:
     """The bare commands in the very directories of a daemon, among all that it has there."""
+    host.runner.run(["mkdir", "-p", BARE_REMOVED])
     return Bare(host.runner, VOLUMES, SNAPSHOTS)

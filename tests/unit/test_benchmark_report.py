@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import report
-from tests.benchmarks.report import Row
+from tests.benchmarks.report import Goal, Row
 
 BEFORE = [
     Row("Create", {"ours": 0.004, "bare": 0.002}),
@@ -46,3 +46,23 @@ def test_what_is_no_table_of_ours_is_told_so(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"table\.csv has no column"):
         report.read_csv(file)
+
+
+@pytest.mark.parametrize(
+    ("goal", "ours", "misses", "words"),
+    [
+        (None, 9.0, False, ""),
+        (Goal(0.004), 0.004, False, "4.00 ms"),
+        (Goal(0.004), 0.0041, True, "4.00 ms"),
+        (Goal(1.5, "bare"), 0.003, False, "1.5 × bare"),
+        (Goal(1.5, "bare"), 0.0031, True, "1.5 × bare"),
+        (Goal(1, "bare", 0.0005), 0.0025, False, "1 × bare + 0.500 ms"),
+        (Goal(1, "bare", 0.0005), 0.0026, True, "1 × bare + 0.500 ms"),
+        (Goal(0.5, "original"), 9.0, False, "0.5 × original"),
+    ],
+)
+def test_a_goal_is_kept_or_missed(goal: Goal | None, ours: float, misses: bool, words: str) -> None:
+    row = Row("Remove", {"ours": ours, "bare": 0.002}, goal=goal)
+
+    assert row.misses_goal() is misses
+    assert row.goal_in_words() == words
