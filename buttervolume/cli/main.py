@@ -344,8 +344,9 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error becomes a line on stderr here."""
-    parser = build_parser()
-    arguments = parse(parser, argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser(words[0] if words else None)
+    arguments = parse(parser, words)
     if arguments.command is None:
         parser.print_help()
         return Exit.DONE

@@ -3,21 +3,44 @@
 import argparse
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from buttervolume.cli.terminal import columns
 from buttervolume.cli.usage import Parser
 
-DEFAULT_IMAGE = Path("/var/lib/buttervolume.img")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_IMAGE = "/var/lib/buttervolume.img"
 
 
 ROLES = ("push", "pull", "sync")
 """What a key may be for (see `peer --role`)."""
 
 
-def build_parser() -> Parser:
-    """Every command with its arguments; the name of the one that is given is in `command`."""
+class _Arguments:
+    """Where the arguments of a command go: nowhere, if nobody asks for it."""
+
+    def __init__(self, parser: argparse.ArgumentParser | None) -> None:
+        self._parser = parser
+
+    def add_argument(self, *names: str, **options: Any) -> None:
+        """Add one, as argparse does."""
+        if self._parser is not None:
+            self._parser.add_argument(*names, **options)
+
+
+def build_parser(asked: str | None = None) -> Parser:
+    """Every command with its arguments; the name of the one that is given is in `command`.
+
+    If a command is asked for, and there is one of that name, only that: to make all of them is a
+    sixth of the time that most commands take.
+    """
+    width = columns() - 2  # else argparse would find it out for each argument
     parser = Parser(
         prog="buttervolume",
+        formatter_class=partial(argparse.HelpFormatter, width=width),
         description="Docker volumes on BTRFS: snapshots, clones, restores, retention, replication.",
         epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers.",
         example="snapshot db",
@@ -25,7 +48,9 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
 
-    def add(name: str, summary: str, *examples: str, details: str = "") -> argparse.ArgumentParser:
+    def add(name: str, summary: str, *examples: str, details: str = "") -> _Arguments:
+        if asked not in (None, name):
+            return _Arguments(None)
         lines = "\n".join(f"  buttervolume {example}" for example in examples)
         parser.commands[name] = commands.add_parser(
             name,
@@ -33,9 +58,9 @@ def build_parser() -> Parser:
             help=summary,
             description=textwrap.fill(f"{summary}. {details}", 79),
             epilog=f"examples:\n{lines}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=width),
         )
-        return parser.commands[name]
+        return _Arguments(parser.commands[name])
 
     command = add(
         "init",
@@ -47,7 +72,7 @@ def build_parser() -> Parser:
     command.add_argument(
         "--file",
         nargs="?",
-        type=Path,
+        type=_path,
         const=DEFAULT_IMAGE,
         metavar="IMAGE",
         help="where there is no BTRFS, make a BTRFS image file and mount it (default: %(const)s)",
@@ -55,7 +80,7 @@ def build_parser() -> Parser:
     command.add_argument("--size", help="size of a new image file, such as 500M or 20G (10G)")
     command.add_argument(
         "--path",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="prepare this directory instead of the configured one (/var/lib/buttervolume)",
     )
@@ -343,10 +368,16 @@ def build_parser() -> Parser:
     )
     _add_json(command)
     command.add_argument("host", nargs="*")
-    return parser
+    return parser if asked is None or parser.commands else build_parser()
 
 
-def _add_json(command: argparse.ArgumentParser) -> None:
+def _path(text: str) -> "Path":
+    from pathlib import Path  # seldom needed, and long to import
+
+    return Path(text)
+
+
+def _add_json(command: _Arguments) -> None:
     command.add_argument("--json", action="store_true", help="print the daemon's answer, exactly")
 
 
@@ -363,7 +394,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _add_force_against_history(command: argparse.ArgumentParser) -> None:
+def _add_force_against_history(command: _Arguments) -> None:
     command.add_argument(
         "--force",
         action="store_true",

@@ -5,14 +5,13 @@ The libraries are loaded when something is printed.
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from buttervolume.cli.terminal import Painted
+from buttervolume.cli.terminal import Painted, columns
 from buttervolume.words import printable
 
 _GAP = 2
@@ -114,7 +113,7 @@ def _limits(widths: Sequence[Sequence[int]], available: int | None) -> list[int]
 
 def _terminal_width() -> int | None:
     """None where nobody looks: a file or a pipe gets everything."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return columns() if sys.stdout.isatty() else None
 
 
 def is_coloured() -> bool:

@@ -3,9 +3,14 @@
 Names and messages may come from containers and other hosts: nothing of them commands a terminal.
 """
 
+import os
 import sys
+from contextlib import suppress
 
 from buttervolume.words import LONGEST, printable, shortened
+
+_COLUMNS = 80
+"""The width of a terminal that does not tell its own."""
 
 
 def say(message: str) -> None:
@@ -22,3 +27,13 @@ class Painted(str):
 def show(line: str) -> None:
     """Print a line of a result: no terminal takes it for more than text."""
     print(line if isinstance(line, Painted) else printable(line))
+
+
+def columns() -> int:
+    """How wide the terminal is: `shutil.get_terminal_size` without all that this imports."""
+    with suppress(ValueError):
+        if (said := int(os.environ.get("COLUMNS", ""))) > 0:
+            return said
+    with suppress(ValueError, OSError):  # the standard output is closed, or no terminal
+        return os.get_terminal_size().columns or _COLUMNS
+    return _COLUMNS

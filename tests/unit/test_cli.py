@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from buttervolume.cli.completion import PREAMBLE
 from buttervolume.cli.main import Exit, main
 from buttervolume.cli.meant import meant
 from buttervolume.cli.parser import build_parser
+from buttervolume.cli.terminal import columns
 from buttervolume.jobs.actions import ACTIONS, Action
 
 COMMANDS = ["init", "run", "snapshot", "snapshots", "restore", "clone", "rm"]
@@ -372,3 +374,23 @@ def test_the_command_line_knows_every_action_of_a_job(action: type[Action]) -> N
     assert re.search(rf"printf .* {action.kind}:? ", PREAMBLE)
     said = meant(argparse.Namespace(command="schedule", action="60", timer=example, volume="db"))
     assert f"schedule {example} 60 db" in said
+
+
+@pytest.mark.parametrize("command", sorted(build_parser().commands))
+def test_a_command_that_is_asked_for_is_the_same_without_the_others(command: str) -> None:
+    alone, among_all = build_parser(command), build_parser()
+
+    assert [*alone.commands] == [command]
+    assert alone.commands[command].format_help() == among_all.commands[command].format_help()
+
+
+@pytest.mark.parametrize("word", [None, "", "nonsense", "--help", "-h"])
+def test_where_no_command_is_asked_for_all_are_there(word: str | None) -> None:
+    assert build_parser(word).format_help() == build_parser().format_help()
+
+
+@pytest.mark.parametrize("said", ["120", " 40 ", "", "0", "-5", "wide", "\u00b2"])
+def test_the_help_is_as_wide_as_the_terminal(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", said)
+
+    assert columns() == shutil.get_terminal_size().columns
