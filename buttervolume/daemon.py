@@ -218,11 +218,6 @@ def settle_process() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     # ignored, as some parents leave it, it would keep the end of every command from us
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for descriptor in (0, 1, 2):  # else another file would get the number, and the log
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def _tidy(volumes: Volumes, leftovers: Sequence[str], removed: Removed, timer: int) -> None:
@@ -231,7 +226,7 @@ def _tidy(volumes: Volumes, leftovers: Sequence[str], removed: Removed, timer: i
     try:
         volumes.sweep(leftovers)
         volumes.forget_origins()
-    except OSError as error:  # the directory has gone away, which every call tells
+    except (OSError, OperationFailed) as error:  # the directory has gone, which every call tells
         logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
     while True:
         removed.expire()

@@ -4,19 +4,18 @@ What a command needs is imported when it is needed, so that `--help` is there at
 """
 
 import argparse
-import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from buttervolume.cli.parser import build_parser
-from buttervolume.cli.terminal import say, show
+from buttervolume.cli.terminal import say, settle_streams, show
 from buttervolume.cli.usage import parse
-from buttervolume.errors import ButtervolumeError, NoDaemon
+from buttervolume.errors import ButtervolumeError, NoDaemon, OperationFailed
 
 if TYPE_CHECKING:
     from buttervolume.config import Config
@@ -344,6 +343,7 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error becomes a line on stderr here."""
+    settle_streams()
     words = sys.argv[1:] if argv is None else argv
     parser = build_parser(words[0] if words else None)
     arguments = parse(parser, words)
@@ -351,12 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return Exit.DONE
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # no name is too odd for any terminal
-            sys.stdout.reconfigure(errors="backslashreplace")
         outcome = _perform(arguments)
-        for line in outcome.lines:
-            show(line)
-        print(end="", flush=True)  # now, to learn whether anybody reads it
+        _print(outcome.lines)
         if outcome.failure is not None:
             raise outcome.failure
     except argparse.ArgumentTypeError as error:
@@ -374,9 +370,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted")
         return Exit.FAILED
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     return Exit.DONE if outcome.is_well else Exit.FAILED
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Print a result, all of it now, to learn whether it arrives. Raises BrokenPipeError,
+    OperationFailed."""
+    try:
+        for line in lines:
+            show(line)
+        print(end="", flush=True)
+    except OSError as error:
+        # what is still to be printed would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OperationFailed("print what was done", error) from error
 
 
 def _caller(config: "Config") -> Call:

@@ -3,6 +3,7 @@
 Names and messages may come from containers and other hosts: nothing of them commands a terminal.
 """
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -11,6 +12,22 @@ from buttervolume.words import LONGEST, printable, shortened
 
 _COLUMNS = 80
 """The width of a terminal that does not tell its own."""
+
+
+def settle_streams() -> None:
+    """See that there is something to read from and to print to, whatever started the process, and
+    that it takes any name."""
+    for descriptor in (0, 1, 2):  # else a socket or a file would get the number, and the messages
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(message: str) -> None:

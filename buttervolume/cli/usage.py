@@ -46,6 +46,9 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         command = parser.commands.get(arguments.command, parser)
         message = f"unrecognized arguments: {' '.join(unknown)}"
-        hint = nearest(unknown[0], re.findall(r"--[a-z-]+", command.format_usage()))
+        known = re.findall(r"--[a-z-]+", command.format_usage())
+        hint = nearest(unknown[0], known)
+        if unknown[0] in known:
+            hint = f"it goes behind the command: {command.prog} {unknown[0]}"
         command.error(f"{message}; {hint}" if hint else message)
     return arguments

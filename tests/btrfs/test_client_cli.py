@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -240,6 +241,34 @@ def test_nested_subvolumes_are_warned_of_on_stderr(plugin: Daemon, volume: str) 
     assert done.stdout.count("\n") == 1
     assert done.stderr.startswith("buttervolume: warning: ")
     assert "cache" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["snapshots"], ["volumes"], ["volumes", "--json"], ["log"]])
+def test_a_result_that_cannot_be_written_is_a_failure_in_words(
+    plugin: Daemon, volume: str, arguments: list[str]
+) -> None:
+    plugin.call("Snapshot", Name=volume)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "buttervolume", *arguments],
+            env=plugin.environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("cannot print what was done: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_place_to_write_to_a_result_is_lost_and_no_more(plugin: Daemon) -> None:
+    command = shlex.join([sys.executable, "-m", "buttervolume", "volumes"])
+
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], env=plugin.environ, check=False)
+
+    assert done.returncode == 0
 
 
 def test_without_a_reader_it_ends_quietly(plugin: Daemon, volume: str) -> None:

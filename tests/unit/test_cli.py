@@ -394,3 +394,28 @@ def test_the_help_is_as_wide_as_the_terminal(said: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", said)
 
     assert columns() == shutil.get_terminal_size().columns
+
+
+def test_an_option_before_the_command_is_told_its_place() -> None:
+    assert "behind the command: buttervolume status --json" in usage_error("--json", "status")
+    assert "did you mean '--json'" in usage_error("status", "--jsn")
+
+
+# Where nothing can be printed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["peer", "--help"], []])
+def test_without_standard_streams_it_ends_as_ever(arguments: list[str]) -> None:
+    command = shlex.join([sys.executable, "-m", "buttervolume", *arguments])
+
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], check=False)
+
+    assert done.returncode == 0
+
+
+def test_a_usage_error_is_one_where_nobody_can_read_it() -> None:
+    command = shlex.join([sys.executable, "-m", "buttervolume", "nonsense"])
+
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], check=False, capture_output=True)
+
+    assert (done.returncode, done.stdout) == (2, b"")
