@@ -127,7 +127,8 @@ class Sender:
         """Send every snapshot of a volume that a host lacks and that is newer than the newest that
         both have (all, if both have none), the oldest first, each as changes of the one before.
 
-        A failure keeps what has arrived. Raises as `send` does, NoSuchVolume.
+        A failure keeps what has arrived. What is purged or removed before its turn has come is left
+        out. Raises as `send` does, NoSuchVolume.
         """
         names.check_host(host)
         names.check_volume_reference(volume)
@@ -135,7 +136,12 @@ class Sender:
             self._volumes.mountpoint(volume)
         sent: list[Sent] = []
         for name in self._missing(volume, host):
-            sent.append(self.send(str(name), host, force=force))
+            try:
+                sent.append(self.send(str(name), host, force=force))
+            except (NoSuchSnapshot, SnapshotBusy) as error:
+                if error.name != str(name):
+                    raise
+                self._log.info("%s is gone before it was sent to %s", name, host)
         return sent
 
     def replicate(self, volume: str, host: str, *, force: bool = False) -> Sent:

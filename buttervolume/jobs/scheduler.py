@@ -121,6 +121,8 @@ class Scheduler:
         self._last_round = time.monotonic()
         self._stopping = False
         self._workers: dict[tuple[str, ...], Workers] = {}
+        self._absent: set[str] = set()
+        """The keys of jobs whose last try found no volume."""
         self._alone: dict[tuple[str, str], deque[Job]] = {}
         """By kind of action and volume: the jobs that wait for one that works on the volume."""
         # what the last round has made of the file and the names
@@ -214,6 +216,7 @@ class Scheduler:
             if job.active and key not in self._waiting
         ]
         heapq.heapify(self._due)
+        self._absent &= jobs.keys()
         self._workers = {hosts: each for hosts, each in self._workers.items() if each.busy}
 
     def _consider(self, key: str, now: datetime) -> None:
@@ -371,8 +374,12 @@ class Scheduler:
         self._history.record(run, job.key, memory)
 
     def _end(self, job: Job, *, waits: bool = False) -> None:
-        """Let a job be handed out again, and begin what waited for it. A job that waits for its
-        volume is looked at again after a while; it may be about snapshots without a volume."""
+        """Let a job be handed out again, and begin what waited for it.
+
+        A job that has found no volume is looked at again in the next round, since the volume may be
+        back already, without any round having missed it; then only after a while: the job may be
+        about snapshots without a volume.
+        """
         with self._changed:
             del self._running[job.key]
             self._changed.notify_all()
@@ -381,11 +388,17 @@ class Scheduler:
             now = self._now()
             scheduled = self._jobs.get(job.key)
             if scheduled is not None:
-                if waits:
+                if waits and job.key in self._absent:
                     start = min(now + LONGEST_WAIT, scheduled.when.after(now))
+                elif waits:
+                    start = now
                 else:
                     start = may_start(scheduled, self._memories[job.key], now, self._slack)
                 self._look_at(job.key, start)
+            if waits:
+                self._absent.add(job.key)
+            else:
+                self._absent.discard(job.key)
 
     def _begin_next(self, place: tuple[str, str]) -> None:
         """Begin what waited for a job that had to be alone."""

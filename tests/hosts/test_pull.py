@@ -310,6 +310,23 @@ def test_a_mirror_gets_every_snapshot_in_their_order(alpha: Host, beta: Host, vo
     assert alpha.cli("send", "--all", "beta", volume).stdout.split() == [more]
 
 
+@pytest.mark.usefixtures("with_peer")
+def test_a_mirror_leaves_out_what_is_removed_before_its_turn(pair: Pair, volume: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    first, second, third = [
+        snapshot_with(alpha, volume, f"file{n}", content(1_000_000)) for n in range(3)
+    ]
+    pair.network.limit("beta", "4mbit")
+    mirror = alpha.start("Snapshot.Send", Name=volume, Host="beta", All=True)
+    alpha.wait_for_bytes(100_000)
+    alpha.api.call("Snapshot.Remove", Name=second)
+    pair.network.unlimit("beta")
+
+    assert mirror.error() == ""
+    assert beta.snapshot_names(volume) == [first, third]
+    assert is_incremental(beta, third, first)
+
+
 def test_replicate_is_what_the_job_does_now(alpha: Host, beta: Host, volume: str) -> None:
     alpha.file(volume, "file").write_bytes(os.urandom(1000))
     created = alpha.api.call("Replicate", Name=volume, Host="beta")
