@@ -14,6 +14,7 @@ from tests.support.manual import MARK, PAGES, TOP, steps
 from tests.support.network import Network
 
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}")
+AGE = re.compile(r" \(.+? old\)")
 SERVICE = """CMD ["sh", "-c", "trap exit TERM; sleep 1000 & wait"]"""
 STORIES = {
     str(page.relative_to(TOP)): page.read_text(encoding="utf-8")
@@ -51,14 +52,25 @@ def test_the_commands_of_a_page_do_what_it_says(name: str, tmp_path: Path) -> No
         for step in story:
             machine = here if step.here else there
             command = DATE.sub(partial(known, real), step.command)
-            printed = machine.run("sh", "-ec", in_last_directory(command), env=env).stdout
+            done = machine.run("sh", "-ec", in_last_directory(command), env=env)
+            printed = as_shown(done.stderr, done.stdout)
             if step.output:
-                assert DATE.sub("", printed.strip()) == DATE.sub("", step.output), step
+                assert without_times(printed) == without_times(step.output), step
                 real |= zip(DATE.findall(step.output), DATE.findall(printed), strict=True)
 
 
 def known(real: dict[str, str], date: re.Match[str]) -> str:
     return real.get(date[0], date[0])
+
+
+def as_shown(stderr: str, stdout: str) -> str:
+    """What a terminal shows of a command, without the messages of other programs."""
+    messages = [line for line in stderr.split("\n") if line.startswith("buttervolume: ")]
+    return "\n".join([*messages, stdout.strip()]).strip()
+
+
+def without_times(output: str) -> str:
+    return AGE.sub("", DATE.sub("", output))
 
 
 def in_last_directory(command: str) -> str:
