@@ -251,6 +251,8 @@ def _read_file(path: Path) -> dict[str, str]:
             parser.read_file(file)
     except FileNotFoundError:
         return {}
+    except PermissionError as error:
+        raise ConfigError(f"{path} cannot be read: permission denied; run this as root") from error
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(

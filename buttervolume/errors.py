@@ -442,8 +442,8 @@ class NoDaemon(ButtervolumeError):
     def __init__(
         self,
         reason: str,
-        advice: str = "start the daemon with 'buttervolume run', or the managed plugin with "
-        "'docker plugin enable'",
+        advice: str = "start the daemon with 'systemctl start buttervolume' or 'buttervolume run', "
+        "or the managed plugin with 'docker plugin enable anybox/buttervolume'",
     ) -> None:
         self.reason = reason
         super().__init__(f"{reason}; {advice}")

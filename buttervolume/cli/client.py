@@ -52,13 +52,18 @@ def find_socket(config: Config) -> Path:
     """
     if _exists(config.socket):
         return config.socket
-    said = []
+    said = [f"there is no socket {config.socket}"]
+    unknown, told = [], ""
     for name in (config.drivername, *config.other_drivernames):
         try:
             inspect = ["docker", "plugin", "inspect", "--format", "{{.Id}}", name]
             plugin = command.run(inspect).strip()
         except CommandFailed as error:
-            said.append(f"docker knows no plugin {name}: {'; '.join(lines(error.stderr))}")
+            if os.geteuid() and "permission denied" in error.stderr.lower():
+                said.append("docker may not be asked for the managed plugin: permission denied")
+                raise NoDaemon(", and ".join(said), "run this as root") from error
+            unknown.append(name)
+            told = "; ".join(lines(error.stderr))
             if error.status == NOT_STARTED:
                 break
             continue
@@ -66,7 +71,9 @@ def find_socket(config: Config) -> Path:
         if _exists(path):
             return path
         said.append(f"the plugin {name} is not running: there is no socket {path}")
-    raise NoDaemon(f"there is no socket {config.socket}, and {', and '.join(said)}")
+    if unknown:
+        said.append(f"docker knows no plugin {' or '.join(unknown)} ({told})")
+    raise NoDaemon(", and ".join(said))
 
 
 def _exists(path: Path) -> bool:

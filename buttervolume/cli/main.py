@@ -250,7 +250,14 @@ def _removed(call: Call, arguments: argparse.Namespace) -> list[str]:
         answer = call("VolumeDriver.Volume.Removed.Purge", Name=arguments.volume)
         return [str(name) for name in answer["Purged"]]
     if arguments.volume is not None:
-        raise argparse.ArgumentTypeError("a name goes with --purge")
+        import shlex
+
+        name = shlex.quote(arguments.volume)
+        raise argparse.ArgumentTypeError(
+            "all are listed, without a name; to bring one back: "
+            f"buttervolume undelete {name}; to delete it for good: "
+            f"buttervolume removed --purge {name}"
+        )
     from buttervolume.cli import seeing
 
     return seeing.removed(call, arguments)
@@ -363,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ButtervolumeError as error:
         from buttervolume.cli.meant import meant
 
-        hint = meant(arguments)
+        hint = meant(arguments, getattr(error, "code", None))
         say(f"{error}; {hint}" if hint else str(error))
         return Exit.FAILED
     except KeyboardInterrupt:

@@ -48,13 +48,16 @@ def build_parser(asked: str | None = None) -> Parser:
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
 
-    def add(name: str, summary: str, *examples: str, details: str = "") -> _Arguments:
+    def add(
+        name: str, summary: str, *examples: str, details: str = "", also: str = ""
+    ) -> _Arguments:
         if asked not in (None, name):
             return _Arguments(None)
         lines = "\n".join(f"  buttervolume {example}" for example in examples)
         parser.commands[name] = commands.add_parser(
             name,
             example=examples[-1],
+            also=also,
             help=summary,
             description=textwrap.fill(f"{summary}. {details}", 79),
             epilog=f"examples:\n{lines}",
@@ -263,13 +266,14 @@ def build_parser(asked: str | None = None) -> Parser:
     command = add(
         "schedule",
         "Make, change or remove a job",
-        "schedule snapshot 60 db",
         "schedule purge:4h:1d:2w:2y 720 db",
         "schedule replicate:backup.example.org 120 db",
         "schedule synchronize:web1,web2 30 uploads",
         "schedule snapshot '0 3 * * *' 'web-*'",
         "schedule snapshot pause db",
         "schedule snapshot delete db",
+        "schedule snapshot 60 db",
+        also="the jobs are listed by: buttervolume scheduled",
     )
     command.add_argument(
         "action",

@@ -191,7 +191,8 @@ def doctor(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
         answer = call("VolumeDriver.Doctor", Hosts=arguments.host or None)
         findings: list[dict[str, Any]] = answer["Findings"]
     except NoDaemon as error:
-        findings = [_finding("daemon", "bad", error.reason, "its log says why it does not run")]
+        advice = "start it: systemctl start buttervolume; its log says why it ended"
+        findings = [_finding("daemon", "bad", error.reason, advice)]
     if not arguments.host:
         from buttervolume.report.doctor import docker
         from buttervolume.system import command

@@ -25,7 +25,10 @@ def peer(config: Config, arguments: argparse.Namespace) -> list[str]:
     node = names.check_host(arguments.node) if arguments.node else None
     guard = Guard(frozenset(roles), patterns, node)
     if arguments.authorize:
-        return [authorized_line(sys.stdin.read(1 << 16), guard, _program())]
+        key = sys.stdin.read(1 << 16)
+        if not key.strip():
+            raise argparse.ArgumentTypeError("it reads a public key: write < key.pub behind it")
+        return [authorized_line(key, guard, _program())]
     from buttervolume.hosts.peer import run
 
     if not run(config, guard, os.environ.get("SSH_ORIGINAL_COMMAND")):

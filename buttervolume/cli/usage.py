@@ -12,24 +12,30 @@ from buttervolume.words import shortened
 class Parser(argparse.ArgumentParser):
     """Says of a wrong call how it would be right: usage, an example, and the nearest word."""
 
-    def __init__(self, *arguments: Any, example: str = "", **options: Any) -> None:
-        """`example` is a call that works, without the program's name."""
+    def __init__(self, *arguments: Any, example: str = "", also: str = "", **options: Any) -> None:
+        """`example` is a call that works, without the program's name; `also` says what other
+        command may have been meant."""
         super().__init__(*arguments, **options)
         self.commands: dict[str, Parser] = {}
         self._example = example
+        self._also = f"; {also}" if also else ""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end."""
         self.print_usage(sys.stderr)
         if self._example:
             print(f"example: buttervolume {self._example}", file=sys.stderr)
-        self.exit(2, f"{self.prog}: error: {shortened(message)}\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)}{self._also}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            kind = "command" if action.dest == "command" else f"{self.prog.split()[-1]}"
             hint = nearest(value, action.choices) or f"choose from {', '.join(action.choices)}"
-            raise argparse.ArgumentError(None, f"there is no {kind} {value!r}; {hint}")
+            wrong = f"{value!r} is not possible here"
+            if action.dest == "command":
+                from buttervolume.cli.meant import OTHER_WORDS  # only for those who err
+
+                wrong, hint = f"there is no command {value!r}", OTHER_WORDS.get(value, hint)
+            raise argparse.ArgumentError(None, f"{wrong}; {hint}")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -44,11 +50,14 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Take a command line apart; whatever is too much is told by the command that got it."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
+        from buttervolume.cli.meant import meant_by_words
+
         command = parser.commands.get(arguments.command, parser)
         message = f"unrecognized arguments: {' '.join(unknown)}"
-        known = re.findall(r"--[a-z-]+", command.format_usage())
-        hint = nearest(unknown[0], known)
-        if unknown[0] in known:
+        options = re.findall(r"--[a-z-]+", command.format_usage())
+        if unknown[0] in options:
             hint = f"it goes behind the command: {command.prog} {unknown[0]}"
+        else:
+            hint = nearest(unknown[0], options) or meant_by_words(arguments, unknown)
         command.error(f"{message}; {hint}" if hint else message)
     return arguments

@@ -16,7 +16,7 @@ import pytest
 
 from buttervolume.cli.completion import PREAMBLE
 from buttervolume.cli.main import Exit, main
-from buttervolume.cli.meant import meant
+from buttervolume.cli.meant import OTHER_WORDS, meant
 from buttervolume.cli.parser import build_parser
 from buttervolume.cli.terminal import columns
 from buttervolume.jobs.actions import ACTIONS, Action
@@ -207,12 +207,28 @@ def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -
     done = run("snapshots", PATH=str(tmp_path), BUTTERVOLUME_SOCKET=str(tmp_path / "s"))
 
     assert done.returncode == 3
-    assert "No such plugin: x" in done.stderr
+    assert done.stderr.count("No such plugin: x") == 1
+    assert "docker plugin enable anybox/buttervolume" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["replicate", "sync"])
+def test_the_order_of_words_is_no_hint_where_a_host_has_failed(command: str) -> None:
+    given = arguments(command, "one", "two")
+
+    assert "comes first" in meant(given, "NoSuchVolume")
+    assert "comes first" not in meant(given, "HostFailed") + meant(given, "SyncFailed")
+
+
+def test_a_host_that_failed_is_one_for_the_doctor() -> None:
+    assert "buttervolume doctor b" in meant(arguments("send", "b", "db@2026"), "HostFailed")
+    assert "buttervolume doctor b" in meant(arguments("restore", "--from", "b", "d"), "HostFailed")
+    assert meant(arguments("send", "b", "db@2026"), "Diverged") == ""
 
 
 SOMEBODY_ELSE = """
-import _strptime, os, sys
-import requests, requests_unixsocket, buttervolume.cli.client
+import _strptime, os, pathlib, sys
+import requests, requests_unixsocket, buttervolume.cli.client, buttervolume.config
+buttervolume.config.load.__defaults__ = (pathlib.Path("/nowhere"),)  # this host's may be closed
 from buttervolume.cli.main import main
 os.setgroups([])
 os.setgid(65534)
@@ -276,6 +292,42 @@ def test_an_unknown_word_is_answered_with_the_nearest(wrong: list[str], right: s
     assert f"did you mean {right}?" in usage_error(*wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (["ls"], "'volumes' lists the volumes"),
+        (["create", "db"], "docker volume create -d btrfs"),
+        (["delete", "db"], "docker volume rm"),
+        (["rollback", "db"], "'restore'"),
+        (["help", "snapshot"], "buttervolume <command> --help"),
+        (["--json", "volumes"], "it goes behind the command: buttervolume volumes --json"),
+        (["--force", "restore", "db"], "buttervolume restore --force"),
+        (["schedule", "list"], "buttervolume scheduled"),
+        (["schedule", "purge", "1d:1w", "720", "db"], "buttervolume schedule purge:1d:1w 720 db"),
+        (["schedule", "replicate", "b", "60", "db"], "buttervolume schedule replicate:b 60 db"),
+        (
+            ["schedule", "snapshot", "0", "3", "*", "*", "*", "db"],
+            "buttervolume schedule snapshot '0 3 * * *' db",
+        ),
+        (["schedule", "snapshot", "0", "3", "a", "b", "a", "b", "a", "b", "db"], "'0 3 * * *'"),
+        (["removed", "db"], "buttervolume undelete db"),
+        (["peer", "--authorize", "push"], "< key.pub"),
+    ],
+)
+def test_what_a_newcomer_types_is_answered_with_what_works(wrong: list[str], right: str) -> None:
+    error = usage_error(*wrong)
+
+    assert right in error
+    assert "did you mean" not in error
+
+
+def test_other_words_are_no_commands_and_name_commands_that_are() -> None:
+    commands = set(build_parser().commands)
+    assert not set(OTHER_WORDS) & commands
+    for hint in OTHER_WORDS.values():
+        assert set(re.findall(r"'(\w+)'", hint)) <= commands
+
+
 def test_a_word_like_no_other_is_answered_with_all_of_them() -> None:
     error = usage_error("xyzzy")
 
@@ -328,6 +380,9 @@ def arguments(*words: str) -> argparse.Namespace:
         (["send", "db@2026", "backup"], "buttervolume send backup db@2026"),
         (["send", "backup", "db"], "buttervolume send backup db@latest"),
         (["send", "backup", "db"], "buttervolume snapshot db"),
+        (["send", "db", "b.example.org"], "buttervolume send b.example.org db@latest"),
+        (["receive", "db", "b.example.org"], "buttervolume receive b.example.org db"),
+        (["replicate", "db", "b.example.org"], "buttervolume replicate <host> <volume>"),
         (["purge", "db", "4h:1d"], "buttervolume purge 4h:1d db"),
         (["purge", "db", "2h"], "buttervolume purge 2h db"),
         (["schedule", "snapshot", "db", "60"], "buttervolume schedule snapshot 60 db"),
@@ -359,7 +414,7 @@ def test_a_refusal_names_the_command_that_was_meant(given: list[str], hint: str)
         ["schedule", "snapshot", "60", "70"],
         ["schedule", "nonsense", "60", "db"],
         ["scheduled"],
-        ["run"],
+        ["status"],
     ],
 )
 def test_where_the_form_is_right_no_other_command_is_named(given: list[str]) -> None:

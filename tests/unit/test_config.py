@@ -6,6 +6,7 @@ import socket
 from dataclasses import FrozenInstanceError
 from datetime import datetime, timedelta
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 from hypothesis import given
@@ -482,3 +483,11 @@ def test_a_repeated_directive_is_told(file: Path, dtformat: str) -> None:
 def test_a_path_that_no_file_can_have_is_told(file: Path, key: str, value: str) -> None:
     with pytest.raises(ConfigError, match="255 in each part"):
         load(file, f"{key} = {value}")
+
+
+def test_who_may_not_read_the_file_is_told_to_be_root() -> None:
+    closed = create_autospec(Path, instance=True)
+    closed.open.side_effect = PermissionError(13, "Permission denied")
+
+    with pytest.raises(ConfigError, match=r"permission denied; run this as root$"):
+        config.load({}, closed)
