@@ -17,7 +17,11 @@ from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app, find_lanes
 from buttervolume.api.server import Server, allow_connections, listen
 from buttervolume.config import Address, Config
-from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
+from buttervolume.errors import (
+    AlreadyRunning,
+    NotOnBtrfs,
+    OperationFailed,
+)
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.actions import Tools
