@@ -107,4 +107,5 @@ mount --rbind /host "$data"
 if [ "$(stat -f -c %T "$data")" = btrfs ]; then # else the ssh directory is not the one to write to
     serve_ssh & # its failures are in the log, and leave the volumes alone
 fi
-exec tini -- buttervolume run
+# -s: the plugin shares the host's process ids, so tini is not process 1; orphans come to it all the same
+exec tini -s -- buttervolume run

@@ -96,8 +96,8 @@ def users(path: Path) -> list[User]:
     """Who has a directory, or anything below it, mounted, such as a container: one process for
     each mount namespace.
 
-    Only what the processes that can be seen see counts: a managed plugin has its own PID
-    namespace and sees no container.
+    Only what the processes that can be seen see counts: a daemon in a PID namespace of its own
+    sees no container. (The managed plugin has that of the host.)
     """
     place = of_directory(os.path.realpath(path), parse(_read("/proc/self/mountinfo")))
     if place is None:
@@ -148,22 +148,43 @@ def _shown(mountinfo: bytes, device: str, directory: str) -> str | None:
 
 def _all() -> Iterator[tuple[str, bytes]]:
     """The mountinfo of every mount namespace that a visible process is in, each once, and the
-    process."""
-    seen = set()
+    process.
+
+    Which namespace a process is in may be hidden from who lacks CAP_SYS_PTRACE, as the managed
+    plugin does; its mountinfo never is. The id of its first mount is in no other namespace.
+    """
+    seen: set[str | bytes] = set()
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with os.scandir(proc) as processes:
             names = [entry.name for entry in processes if entry.name.isdigit()]
         for process in names:
             try:
-                namespace = os.readlink(f"{process}/ns/mnt", dir_fd=proc)
-                if namespace not in seen:
-                    yield process, _read(f"/proc/{process}/mountinfo")
-                    seen.add(namespace)
+                namespace = _namespace(proc, process)
+                if namespace in seen:
+                    continue
+                with open(f"/proc/{process}/mountinfo", "rb", buffering=0) as file:
+                    first = file.read(_FIRST_MOUNT)
+                    if first not in seen:
+                        yield process, first + file.read()
+                    seen.update((first, namespace) if namespace else (first,))
             except OSError:
                 continue  # the process has ended
     finally:
         os.close(proc)
+
+
+_FIRST_MOUNT = 64
+"""Bytes of a mountinfo that begin with the id of its first mount, and are read in no time."""
+
+
+def _namespace(proc: int, process: str) -> str | None:
+    """A name of the mount namespace that a process is in, by an open /proc; None if that is hidden
+    from us."""
+    try:
+        return os.readlink(f"{process}/ns/mnt", dir_fd=proc)
+    except PermissionError:
+        return None
 
 
 def _user(process: str, point: str) -> User:

@@ -15,7 +15,7 @@ import pytest
 
 from buttervolume.system import space
 from tests.btrfs.conftest import StartDaemon
-from tests.btrfs.harness import DATE_FORMAT, Daemon, Place, btrfs, subvolume
+from tests.btrfs.harness import DATE_FORMAT, REPOSITORY, Daemon, Place, btrfs, subvolume
 from tests.support.filesystem import loop_btrfs
 from tests.support.wait import wait_until
 
@@ -355,6 +355,37 @@ def test_a_volume_that_the_kernel_shows_mounted_counts_for_each_who_has_it(
             holder.communicate()
     (volume,) = daemon.call("Volume.List")["Volumes"]
     assert volume["InUse"] == 0
+
+
+WHO = """
+import sys
+from pathlib import Path
+from buttervolume.system import mounts
+volume = Path(sys.argv[1])
+print(len(mounts.users(volume)), mounts.users_below(volume.parent)[volume.name])
+"""
+
+
+def test_users_are_seen_without_the_right_to_trace_them(daemon: Daemon, place: Place) -> None:
+    """As the managed plugin sees them: without CAP_SYS_PTRACE the kernel hides from it which mount
+    namespace a process is in, unless that process can do no more than itself."""
+    daemon.call("Create", Name="db")
+    script = f"mount --bind {place.volumes}/db /mnt && echo && sleep 60 & exec sleep 60"
+    who = (sys.executable, "-c", WHO, f"{place.volumes}/db")
+    with subprocess.Popen(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            for drop in ("-sys_ptrace", "+sys_ptrace"):
+                can = ("setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}")
+                seen = subprocess.check_output([*can, *who], cwd=REPOSITORY, text=True)
+                assert seen == "1 1\n"
+        finally:
+            holder.kill()
+    wait_until(lambda: subprocess.check_output(who, cwd=REPOSITORY, text=True) == "0 0\n")
 
 
 MIB = 1 << 20

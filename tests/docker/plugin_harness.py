@@ -92,10 +92,16 @@ class PluginHost(Host):
             "runc", f"--root={root}", "exec", self.id, *args, check=check
         ).stdout
 
-    def processes(self, name: str) -> list[str]:
-        """The plugin's processes of that name, by their ids inside of it; it has no ps."""
-        listed = self.inside("sh", "-c", f"grep -lx {name} /proc/[0-9]*/comm", check=False)
-        return [path.split("/")[2] for path in listed.splitlines()]
+    def processes(self, *options: str) -> list[int]:
+        """The plugin's processes, by their ids on the machine, which it shares: all, or those that
+        pgrep finds with these options (`--exact`, `sshd`)."""
+        same = (f"--ns={self.pid()}", "--nslist=mnt")
+        listed = self.machine.run("pgrep", *same, *(options or (".",)), check=False)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def exists(self, pid: int) -> bool:
+        """Whether the machine has this process, be it dead and not reaped."""
+        return self.machine.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0
 
     def pid(self) -> int | None:
         """The plugin's first process, by its id on the machine; None while there is none."""

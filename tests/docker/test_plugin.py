@@ -1,11 +1,21 @@
 """The managed plugin, as users of Docker meet it."""
 
+import json
 import re
 from time import monotonic
 
 import pytest
 
-from tests.docker.plugin_harness import CONFIG, DRIVER, NAME, SETTINGS, PluginHost, shell_functions
+from tests.docker.harness import WRITE_ON
+from tests.docker.plugin_harness import (
+    CONFIG,
+    DRIVER,
+    NAME,
+    SETTINGS,
+    SSH,
+    PluginHost,
+    shell_functions,
+)
 from tests.support.machine import DATA
 from tests.support.wait import wait_until
 
@@ -293,9 +303,76 @@ def test_it_answers_by_docker_s_second_knock_and_ends_at_once(plugin: PluginHost
     plugin.wait_until_it_writes("writer")
 
 
-def test_no_process_is_left_dead(plugin: PluginHost) -> None:
-    """Orphans become children of process 1, which must take their exit status."""
-    orphan = plugin.inside("sh", "-c", "(sleep 0.01 >&- & echo $!)").strip()
+def test_it_leaves_no_process_when_it_is_disabled_or_has_crashed(plugin: PluginHost) -> None:
+    """It has no PID namespace of its own that would take them along."""
+    plugin.machine.write(f"{SSH}/authorized_keys", "")
 
-    wait_until(lambda: orphan not in plugin.processes("sleep"), what="the orphan to be reaped")
-    assert plugin.processes("tini") == ["1"]
+    def disable() -> None:
+        plugin.disable("--force")
+
+    for end in (disable, plugin.crash):
+        wait_until(lambda: plugin.processes("--exact", "sshd"), 30, "its sshd")
+        before = plugin.processes()
+        assert len(before) >= 4, "tini, the daemon, sshd and who starts that again"
+
+        end()
+
+        assert [pid for pid in before if plugin.exists(pid)] == []
+        if not plugin.enabled():
+            plugin.enable()
+
+
+def test_no_process_is_left_dead(plugin: PluginHost) -> None:
+    """Orphans become children of its first process, which must take their exit status."""
+    plugin.disable("--force")
+    plugin.enable()
+    (first,) = plugin.processes("--exact", "tini")
+    (starter,) = plugin.processes("--exact", "entrypoint.sh")
+    orphan = wait_until(lambda: plugin.processes("--exact", "sleep"), what="it to wait for keys")[0]
+
+    plugin.machine.run("kill", "-KILL", str(starter))
+
+    assert plugin.processes("--exact", "sleep", f"--parent={first}") == [orphan]
+    wait_until(lambda: not plugin.exists(orphan), 30, "the orphan to be reaped")
+    wait_until(lambda: not plugin.exists(starter), what="its parent to be reaped")
+    plugin.disable("--force")
+    plugin.enable()
+
+
+# Who uses a volume
+
+
+def test_who_uses_a_volume_is_known_whatever_docker_has_told(plugin: PluginHost) -> None:
+    users = {"root": [], "somebody": ["--user=1000"], "capable": ["--cap-add=NET_ADMIN"]}
+    snapshots, containers = {}, {}
+    for name, options in users.items():
+        plugin.create(name, "--opt=mode=0777")
+        snapshots[name] = plugin.cli("snapshot", name).stdout.strip()
+        volume = ("--network=none", f"--volume={name}:/data")
+        run = ("run", "--detach", "--init", f"--name={name}", *volume, *options)
+        containers[name] = plugin.docker(*run, "busybox", "sh", "-c", WRITE_ON).stdout.strip()
+        plugin.wait_until_it_writes(name)
+
+    def forget_by_a_copy() -> None:
+        """It sends an Unmount with the id of the container, which runs on."""
+        for name in users:
+            plugin.docker("cp", f"{name}:/data/log", "-")
+
+    def start_anew() -> None:
+        plugin.disable("--force")
+        plugin.enable()
+
+    for forget in (forget_by_a_copy, start_anew, plugin.crash):
+        forget()
+        for name in users:
+            refused = plugin.cli("restore", snapshots[name], check=False)
+            assert refused.returncode == 1
+            assert f"container {containers[name][:12]}" in refused.stderr
+        volumes = json.loads(plugin.cli("volumes", "--json").stdout)["Volumes"]
+        assert {volume["Name"]: volume["InUse"] for volume in volumes} == dict.fromkeys(users, 1)
+    for name in users:
+        plugin.wait_until_it_writes(name)
+
+    plugin.docker("rm", "--force", *users)
+    for name in users:
+        plugin.cli("restore", snapshots[name])

@@ -39,7 +39,7 @@ def test_nobody_can_log_in_without_authorized_keys(plugin: PluginHost) -> None:
     wait_until(plugin.machine.path(f"{SSH}/config").exists, what="the entrypoint")
 
     assert ssh_files(plugin) == {"": "root:root 700", "config": "root:root 600"}
-    assert plugin.processes("sshd") == []
+    assert plugin.processes("--exact", "sshd") == []
     assert not plugin.listens()
     plugin.machine.write(f"{SSH}/authorized_keys", "")
     wait_until_it_listens(plugin)
@@ -50,10 +50,10 @@ def test_sshd_is_started_again_when_it_dies(plugin: PluginHost) -> None:
     restart(plugin)
     wait_until_it_listens(plugin)
 
-    killed = plugin.processes("sshd")
-    plugin.inside("sh", "-c", f"kill -KILL {' '.join(killed)}")
+    killed = plugin.processes("--exact", "sshd")
+    plugin.machine.run("kill", "-KILL", *map(str, killed))
 
-    wait_until(lambda: plugin.processes("sshd") not in ([], killed), 30, "another sshd")
+    wait_until(lambda: plugin.processes("--exact", "sshd") not in ([], killed), 30, "another sshd")
     wait_until_it_listens(plugin)
 
 
