@@ -66,15 +66,16 @@ def make_image(image: Path, kind: str, size: str) -> Path:
 
 
 def make_loop_node() -> None:
-    """See that the next free loop device has its node: a container's /dev often lacks it.
+    """See that the next free loop device has its node: a container's /dev often lacks it. So that
+    several mounts may come at a time, those behind it get theirs, too.
 
     `mount -o loop` asks the kernel for a device, as many as it takes, but makes no node itself.
     """
     with Path("/dev/loop-control").open() as control:
-        number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
-    node = Path(f"/dev/loop{number}")
-    if not node.exists():
-        os.mknod(node, 0o660 | stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
+        free = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    for number in range(free, free + 8):
+        with suppress(FileExistsError):
+            os.mknod(f"/dev/loop{number}", 0o660 | stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
 
 
 def unmount(mount_point: Path) -> None:

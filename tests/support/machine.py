@@ -296,11 +296,14 @@ class Machine:
     def start_sshd(self, port: int = SSH_PORT) -> None:
         """Set up an sshd that takes keys only, start it and wait until it answers."""
         self.run("usermod", "--password", "*", "root")  # sshd refuses an account that is locked
-        self.run("sh", "-c", "rm -f /etc/ssh/ssh_host_*; ssh-keygen -A")
+        key = "/etc/ssh/ssh_host_ed25519_key"  # one of each kind takes a processor for seconds
+        make = f"rm -f /etc/ssh/ssh_host_*; ssh-keygen -q -t ed25519 -N '' -f {key}"
+        self.run("sh", "-c", make)
         self.write(
             "/etc/ssh/sshd_config",
             f"""\
 Port {port}
+HostKey {key}
 ListenAddress 127.0.0.1
 {f"ListenAddress {self.address}" if self.network else ""}
 PidFile /run/sshd-test.pid

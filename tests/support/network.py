@@ -1,5 +1,6 @@
 """A network for several machines, whose links can be cut, black-holed and slowed down."""
 
+import threading
 from contextlib import suppress
 from typing import Self
 
@@ -20,6 +21,7 @@ class Network:
     """
 
     def __init__(self) -> None:
+        self._guard = threading.Lock()  # protects both below: several machines may begin at a time
         self._hosts: dict[str, tuple[int, int]] = {}  # by name: number, process with the namespace
         self._numbers: dict[str, int] = {}  # of those that have ended, too
 
@@ -39,6 +41,10 @@ class Network:
     def plug(self, name: str, pid: int) -> str:
         """Connect the network namespace of that process, and return its address, which stays with
         the name."""
+        with self._guard:
+            return self._plug(name, pid)
+
+    def _plug(self, name: str, pid: int) -> str:
         number = self._numbers.setdefault(name, len(self._numbers) + 1)
         cable = ["ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", INTERFACE]
         self._in_switch(*cable, "address", _hardware_address(number), "netns", str(pid))
@@ -53,7 +59,9 @@ class Network:
 
     def unplug(self, name: str) -> None:
         """Forget a machine that has ended, until another one of its name is plugged in."""
-        if self._hosts.pop(name, None):
+        with self._guard:
+            if self._hosts.pop(name, None) is None:
+                return
             with suppress(AssertionError):  # mostly the kernel has taken it away with the machine
                 self._in_switch("ip", "link", "delete", f"port{self._numbers[name]}")
 

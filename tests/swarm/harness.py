@@ -1,16 +1,19 @@
 """Three hosts that are a Docker swarm, each with the daemon, and what can happen to them."""
 
+import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
 
-from tests.btrfs.harness import Client
+from tests.btrfs.harness import Client, UnixConnection
 from tests.support.docker import Dockerd
 from tests.support.machine import DATA, Daemon, Machine
 from tests.support.network import Network
@@ -22,7 +25,7 @@ NAMES = ("alpha", "beta", "gamma")
 """The first one is the manager: a cut manager decides nothing. Services run on the others."""
 VOLUMES = f"{DATA}/volumes"
 SNAPSHOTS = f"{DATA}/snapshots"
-PATIENCE = 90
+PATIENCE = 150
 """Seconds for what Docker does in its own time: it calls a node down after 10 to 16 of them."""
 USED = "used"
 """A volume that every node has, always."""
@@ -74,6 +77,8 @@ class Node:
             self.daemon = self.start_daemon()
             self.dockerd = Dockerd(self.machine)
             stack.enter_context(self.dockerd)
+            # Docker tells the swarm of no driver that it has not used
+            self.docker("volume", "create", "--driver=btrfs", USED)
             stack.pop_all()  # it is ended by `cut_power`
 
     def cut_power(self) -> None:
@@ -84,6 +89,11 @@ class Node:
                 os.kill(self.machine.pid, signal.SIGKILL)
             self.machine.close()
 
+    def destroy_disk(self) -> None:
+        """Let the host, which is off, have an empty disk for its volumes at its next start."""
+        (disk,) = self._disks.glob("*.btrfs")
+        disk.unlink()
+
     def is_on(self) -> bool:
         return hasattr(self, "dockerd") and Path(f"/proc/{self.machine.pid}").exists()
 
@@ -91,7 +101,7 @@ class Node:
         machine = self.machine
         machine.write("/etc/resolv.conf", "")  # else looking names up takes as long as it likes
         machine.run("umount", "/etc/buttervolume")  # what is in there is to outlive the machine
-        machine.run("rmdir", "/etc/buttervolume")
+        machine.run("rm", "-rf", "/etc/buttervolume")
         machine.cli("init")
         machine.install()
         keys = self._disks / "keys.tar"
@@ -108,11 +118,6 @@ class Node:
         self.machine.run(
             "tar", "--create", "--directory=/", f"--file={self._disks}/keys.tar", *what
         )
-
-    def get_used_to_driver(self) -> None:
-        """Have the image, and use the driver: Docker tells the swarm of no other."""
-        self.dockerd.busybox_image()
-        self.docker("volume", "create", "--driver=btrfs", USED)
 
     # What runs there
 
@@ -131,13 +136,31 @@ class Node:
     def api(self) -> Client:
         return Client(self.machine.path("/run/docker/plugins/btrfs.sock"))
 
+    def status(self, volume: str) -> dict[str, Any]:
+        """What Docker can know of a volume; empty if there is none of that name."""
+        answer = self.api.post("Get", Name=volume)
+        return {} if answer.error else answer.json["Volume"]["Status"]
+
     def path(self, volume: str) -> Path:
         """Where the test finds a volume's files."""
         return self.machine.path(f"{VOLUMES}/{volume}")
 
-    def containers(self, *options: str) -> list[str]:
-        """Those that run, or by an option all."""
-        return self.docker("ps", "--quiet", *options).stdout.split()
+    def ask(self, path: str) -> Any:
+        """Ask Docker over its socket: the command takes a processor for a moment each time."""
+        connection = UnixConnection(self.machine.path("/run/docker.sock"), PATIENCE)
+        with closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            return json.loads(answer.read())
+
+    def containers(self) -> list[str]:
+        """All that there are, be they running or not."""
+        return [container["Id"] for container in self.ask("/containers/json?all=1")]
+
+    def runs_anything(self) -> bool:
+        """Whether a container runs there."""
+        return bool(self.ask("/containers/json"))
 
     def contents(self, volume: str) -> Iterator[tuple[str, Path]]:
         """Every copy of a volume that the disk holds, by name: itself, and its snapshots."""
@@ -158,11 +181,11 @@ class Node:
 
     def clear(self) -> None:
         """Remove what a test has left, once its containers have ended."""
-        wait_until(lambda: not self.containers("--all"), PATIENCE, f"no container on {self.name}")
+        wait_until(lambda: not self.containers(), PATIENCE, f"no container on {self.name}")
         listed = self.docker("volume", "ls", "--quiet", "--filter=driver=btrfs").stdout.split()
         if volumes := [name for name in listed if name != USED]:
             self.docker("volume", "rm", *volumes)
-        self.cli("removed", "--purge")
+        self.api.call("Volume.Removed.Purge")
         script = f"cd {SNAPSHOTS} && for s in *; do [ ! -e $s ] || btrfs subvolume delete $s; done"
         self.machine.run("sh", "-c", script)
         for daemon in self._daemons:
@@ -177,7 +200,7 @@ class Task:
     node: str
     desired: str
     state: str
-    """Its first word: Running, Rejected, Shutdown."""
+    """running, failed, rejected, shutdown and the like."""
     error: str
 
 
@@ -195,7 +218,7 @@ class Swarm:
             for node in self.nodes:
                 stack.callback(node.cut_power)
             self._at_once(Node.boot)
-            self._at_once(Node.get_used_to_driver)
+            self._at_once(lambda node: node.dockerd.busybox_image())
             self._introduce()
             self._join()
             self._stack = stack.pop_all()
@@ -215,8 +238,8 @@ class Swarm:
     def _at_once(self, act: Callable[[Node], None]) -> None:
         """Do something on all nodes side by side."""
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(act, self.nodes):
-                pass
+            for done in as_completed(pool.submit(act, node) for node in self.nodes):
+                done.result()
 
     def _introduce(self) -> None:
         for node in self.nodes:
@@ -241,8 +264,26 @@ class Swarm:
 
     def states(self) -> dict[str, str]:
         """What the manager thinks of each node: ready, down, unknown."""
-        listed = self.manager.docker("node", "ls", "--format={{.Hostname}} {{.Status}}").stdout
-        return {name: state.lower() for name, state in map(str.split, listed.splitlines())}
+        return {node["Description"]["Hostname"]: node["Status"]["State"] for node in self._nodes()}
+
+    def tasks(self, service: str) -> list[Task]:
+        """What `docker service ps` shows of a service, the latest last."""
+        names = {node["ID"]: node["Description"]["Hostname"] for node in self._nodes()}
+        wanted = urlencode({"filters": json.dumps({"service": [service]})})
+        found = sorted(self.manager.ask(f"/tasks?{wanted}"), key=lambda task: task["CreatedAt"])
+        return [
+            Task(
+                names.get(task.get("NodeID"), "nowhere"),
+                task["DesiredState"],
+                task["Status"]["State"],
+                task["Status"].get("Err", ""),
+            )
+            for task in found
+        ]
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.manager.ask("/nodes")
+        return found
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -260,6 +301,18 @@ class Swarm:
         """Allow it again."""
         self.manager.docker("node", "update", "--availability=active", node.name)
 
+    def update(self, *arguments: str) -> None:
+        """Change a service, and don't wait for what comes of it."""
+        self.manager.docker("service", "update", "--detach", "--no-resolve-image", *arguments)
+
+    @contextmanager
+    def only(self, node: Node) -> Iterator[None]:
+        """See that services which are made meanwhile begin on this worker."""
+        other = self.other_worker(node)
+        self.drain(other)
+        yield
+        self.activate(other)
+
     # Between two tests
 
     def heal(self) -> None:
@@ -270,8 +323,9 @@ class Swarm:
             node.heal()
         if services := self.manager.docker("service", "ls", "--quiet").stdout.split():
             self.manager.docker("service", "rm", *services)
-        for node in self.nodes:
-            self.activate(node)
+        for shown in self._nodes():
+            if shown["Spec"]["Availability"] != "active":
+                self.activate(self.node(shown["Description"]["Hostname"]))
         self.wait_until_ready()
         self._at_once(Node.clear)
 
@@ -284,7 +338,7 @@ class Start:
     node: str
     after: str
     """The last line that it found."""
-    lines: tuple[str, ...]
+    lines: tuple[str, ...] = field(repr=False)
     """What it has surely written since."""
 
 
@@ -320,15 +374,6 @@ class Service:
             WRITE_ON,
         )
 
-    def tasks(self) -> list[Task]:
-        """All that the swarm remembers, the newest of each slot first."""
-        shown = ("{{.Node}}", "{{.DesiredState}}", "{{.CurrentState}}", "{{.Error}}")
-        listed = self.swarm.manager.docker(
-            "service", "ps", "--no-trunc", f"--format={'|'.join(shown)}", self.name
-        ).stdout
-        lines = (line.split("|", 3) for line in listed.splitlines())
-        return [Task(node, want, state.split()[0], error) for node, want, state, error in lines]
-
     def starts(self) -> list[Start]:
         """Every container that has begun, the earliest first."""
         directory = self.witness / "starts"
@@ -355,28 +400,46 @@ class Service:
 
         return self._explained(begun, f"start {number} on {on.name if on else 'any node'}")
 
-    def wait_for_error(self, words: str, on: Node | None = None) -> Task:
-        """Wait until the swarm shows a task with these words in its error."""
-        return self._explained(
-            lambda: next(
-                (
-                    task
-                    for task in self.tasks()
-                    if words in task.error and (on is None or task.node == on.name)
-                ),
-                None,
-            ),
-            f"the error {words!r}",
+    def wait_for_error(self, pattern: str, on: Node) -> None:
+        """Wait until the swarm shows a task of that node with such an error."""
+        self._explained(
+            lambda: [
+                task
+                for task in self.swarm.tasks(self.name)
+                if task.node == on.name and re.search(pattern, task.error)
+            ],
+            f"the error {pattern!r} on {on.name}",
         )
+
+    def forks(self) -> list[str]:
+        """What the nodes say that they keep beside the line that goes on."""
+        return [
+            f"{fork} on {node.name}"
+            for node in self.swarm.nodes
+            for fork in node.status(self.volume).get("Forks", [])
+        ]
+
+    def wait_for_copies(self, owner: Node) -> None:
+        """Wait until every other node has a snapshot of what the service has written there."""
+        for node in self.swarm.nodes:
+            if node is not owner:
+                self._explained(
+                    lambda node=node: node.api.snapshot_names(self.volume),  # type: ignore[misc]
+                    f"a copy on {node.name}",
+                )
 
     def _explained(self, condition: Callable[[], T | None], what: str) -> T:
         try:
-            found = wait_until(condition, PATIENCE, f"{self.name}: {what}")
+            found = wait_until(condition, PATIENCE, f"{self.name}: {what}", 0.1)
         except AssertionError as error:
-            error.add_note("\n".join(map(str, [*self.tasks(), *self.starts()])))
+            error.add_note("\n".join(map(str, [*self.swarm.tasks(self.name), *self.starts()])))
             raise
-        assert found is not None
+        assert found is not None  # which mypy does not know
         return found
+
+    def latest(self) -> Start:
+        """The container that began last."""
+        return self.starts()[-1]
 
     def wait_until_it_writes(self, start: Start) -> None:
         """Wait until a container has written another line."""
@@ -397,3 +460,28 @@ class Service:
         }
         assert written
         assert not written - kept
+
+    def assert_one_line_or_fork(self) -> None:
+        """What a container did not find of what was written before is soon shown as a fork."""
+        if not self.is_one_line():
+            self._explained(lambda: self.forks() or None, "a fork")
+
+    def is_one_line(self) -> bool:
+        with suppress(AssertionError):
+            self.assert_one_line()
+            return True
+        return False
+
+    def assert_one_line(self) -> None:
+        """Every container found all that was ever written before it began."""
+        starts = {start.id: start for start in self.starts()}
+        followers: dict[str, list[int]] = {id_: [] for id_ in (*starts, "nothing")}
+        for start in starts.values():
+            before, _, number = start.after.partition(":")
+            if start.lines or any(each.after.startswith(start.id) for each in starts.values()):
+                followers[before].append(int(number or 0))
+        assert len(followers.pop("nothing")) == 1
+        for id_, numbers in followers.items():
+            written = len(starts[id_].lines)
+            # the last line may have reached the volume and not the witness
+            assert numbers in ([], [written], [written + 1]), (id_, numbers, written)
