@@ -177,8 +177,8 @@ def build_parser(asked: str | None = None) -> Parser:
     command = add(
         "removed",
         "List the removed volumes that can be had back, or delete them for good",
-        "removed",
         "removed --purge db",
+        "removed",
         details="They are kept for the time in KEEP_REMOVED, or in the option keep of the volume.",
     )
     _add_json(command)
