@@ -24,7 +24,7 @@ from buttervolume.store.hindrance import explain
 from buttervolume.store.options import Options
 from buttervolume.store.snapshots import Snapshots, Taken, left_out, what_is_left_out
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs
+from buttervolume.system import btrfs, quota
 from buttervolume.words import enumerated
 
 
@@ -215,7 +215,11 @@ class Contents:
 
     def _forget_backup(self, volume: str) -> None:
         """Take the mark off a volume that was to be replaced and stays."""
-        with suppress(OSError), btrfs.opened(self._volumes.path_of(volume)) as root:
+        with (
+            suppress(OSError),
+            btrfs.opened(self._volumes.path_of(volume)) as root,
+            quota.unlimited(root),
+        ):
             attributes.forget_kind(root)
 
 
@@ -223,7 +227,7 @@ def copy(source: Path, target: Path, like: Path | None = None) -> None:
     """Make a writable snapshot that can be given a name, even if the source is immutable. It gets
     the attributes of ours that the volume `like` has, else keeps its own."""
     btrfs.snapshot(source, target, readonly=False)
-    with btrfs.opened(target) as root:
+    with btrfs.opened(target) as root, quota.unlimited(root):
         if root.is_protected():
             root.unprotect()
         if like is not None:

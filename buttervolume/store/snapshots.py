@@ -22,7 +22,7 @@ from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs, files, nested
+from buttervolume.system import btrfs, files, nested, quota
 from buttervolume.system.locks import Holds
 
 _NAMED = 20
@@ -134,7 +134,7 @@ class Snapshots:
         try:
             missing = what_is_left_out(source)
             if backup:
-                with btrfs.opened(source) as root, root.writable():
+                with btrfs.opened(source) as root, root.writable(), quota.unlimited(root):
                     attributes.call_backup(root, name)
             btrfs.snapshot(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError) as error:

@@ -208,6 +208,14 @@ class Volumes:
 
     def furnish(self, root: btrfs.Directory, options: Options) -> None:
         """Make the root of a new volume what its options ask for. Raises QuotasOff."""
+        if options.size is not None and not quota.are_on(root):
+            raise QuotasOff(self.path)
+        with quota.unlimited(root):  # it may be a copy of a volume that is full
+            self._furnish(root, options)
+        self.limit(root)
+
+    @staticmethod
+    def _furnish(root: btrfs.Directory, options: Options) -> None:
         if options.copy_on_write and not root.copy_on_write():
             root.enable_copy_on_write()
         if options.copy_on_write is False and root.copy_on_write():
@@ -218,12 +226,9 @@ class Volumes:
         if options.keep is not None:
             kept[attributes.KEEP] = options.keep
         if options.size is not None:
-            if not quota.are_on(root):
-                raise QuotasOff(self.path)
             kept[attributes.SIZE] = str(options.size)
         if kept:
             attributes.write(root, kept)
-        self.limit(root)
         if options.uid is not None or options.gid is not None:
             unsaid = -1
             uid = unsaid if options.uid is None else options.uid

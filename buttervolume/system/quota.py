@@ -4,6 +4,8 @@ btrfs_tree.h; whether groups are of the simple or of the old kind makes no diffe
 import errno
 import fcntl
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from buttervolume.system.btrfs import Directory
 from buttervolume.system.trees import TREE_OF_ROOTS, Search
@@ -13,9 +15,13 @@ _QGROUP_CREATE = 0x4010942A  # BTRFS_IOC_QGROUP_CREATE, which destroys as well
 _QUOTA_TREE = 8  # BTRFS_QUOTA_TREE_OBJECTID
 _QGROUP_STATUS = 240  # BTRFS_QGROUP_STATUS_KEY
 _QGROUP_INFO = 242  # BTRFS_QGROUP_INFO_KEY
+_QGROUP_LIMIT_ITEM = 244  # BTRFS_QGROUP_LIMIT_KEY
 _ROOT_ITEM = 132  # BTRFS_ROOT_ITEM_KEY
 _MAX_REFERENCED = 1 << 0  # BTRFS_QGROUP_LIMIT_MAX_RFER
+_MAX_EXCLUSIVE = 1 << 1  # BTRFS_QGROUP_LIMIT_MAX_EXCL
+_NONE = (1 << 64) - 1  # takes a limit away (btrfs_limit_qgroup in fs/btrfs/qgroup.c)
 _LIMIT = struct.Struct("=6Q")
+_LIMITS = struct.Struct("=5Q")  # btrfs_qgroup_limit_item
 _INFO = struct.Struct("=5Q")
 _LEVEL = 48
 """The bits of a group's number above these are its level; on level 0, the others are a tree's."""
@@ -33,6 +39,28 @@ def set_limit(root: Directory, size: int) -> None:
     """Let a subvolume refer to so many bytes at the most. OSError if quotas are off."""
     request = _LIMIT.pack(root.info().tree, _MAX_REFERENCED, size, 0, 0, 0)
     fcntl.ioctl(root.descriptor, _QGROUP_LIMIT, request)
+
+
+@contextmanager
+def unlimited(root: Directory) -> Iterator[None]:
+    """Let a subvolume have no limit of its own for a while. One that is full takes not even an
+    attribute, nor does a snapshot of it: that inherits the limit."""
+    tree = root.info().tree
+    try:
+        found = Search(root).items(_QUOTA_TREE, 0, _QGROUP_LIMIT_ITEM, tree, tree)
+        items = [item for number, item in found if number == tree]
+    except FileNotFoundError:  # quotas are off
+        items = []
+    limits = [_LIMITS.unpack_from(item) for item in items]
+    limits = [each for each in limits if each[0] & (_MAX_REFERENCED | _MAX_EXCLUSIVE)]
+    for flags, *_ in limits:
+        nothing = _LIMIT.pack(tree, flags, _NONE, _NONE, _NONE, _NONE)
+        fcntl.ioctl(root.descriptor, _QGROUP_LIMIT, nothing)
+    try:
+        yield
+    finally:
+        for each in limits:
+            fcntl.ioctl(root.descriptor, _QGROUP_LIMIT, _LIMIT.pack(tree, *each))
 
 
 def referenced(root: Directory) -> int | None:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,19 @@ from buttervolume.errors import (
 )
 from buttervolume.jobs.options import split_jobs
 from buttervolume.store.options import OPTIONS, Options, parse_options
+from buttervolume.store.removed import Removed
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import quota
-from tests.btrfs.harness import Daemon, Place, Store, btrfs, is_copied_on_write, subvolume
+from tests.btrfs.harness import (
+    DATE_FORMAT,
+    Daemon,
+    Place,
+    Store,
+    btrfs,
+    entries,
+    is_copied_on_write,
+    subvolume,
+)
 from tests.support.filesystem import loop_btrfs
 from tests.support.wait import wait_until
 
@@ -249,6 +261,51 @@ def test_a_size_is_a_limit_that_stays_with_copies(limited: Store) -> None:
         assert not fits(store.volumes.mountpoint(name), 40 << 20), name
     assert not fits(store.volumes.mountpoint("smaller"), 15 << 20)
     assert fits(make(store, "free"), 40 << 20)
+
+
+def test_a_full_volume_can_be_copied_restored_and_had_back(limited: Store) -> None:
+    """It takes not even an attribute, and neither does a snapshot of it, which inherits the limit;
+    to restore it is the way out."""
+    store = limited
+    path = make(store, "db", size="20M", keep="2d")
+    (path / "file").write_text("good")
+    before = store.snapshots.take("db").name
+    fill(path)
+    full = store.snapshots.take("db").name
+
+    store.contents.clone("db", "copy")
+    make(store, "larger", from_="db", size="60M", mode="0700")
+    make(store, "again", from_=full)
+    for name in ("copy", "again"):
+        assert not fits(store.volumes.mountpoint(name), 5 << 20), name
+    assert fits(store.volumes.mountpoint("larger"), 5 << 20)
+
+    backup = store.contents.restore(before).backup
+    assert entries(path) == ["file"]
+    assert fits(path, 5 << 20)
+    assert not fits(path, 40 << 20)
+    store.contents.restore("db", undo=True)
+    assert not fits(path, 5 << 20), "it is full again"
+    assert backup in store.place.snapshot_names()
+
+    removed = Removed(store.volumes, DATE_FORMAT, timedelta(hours=1))
+    removed.remove("db")
+    removed.bring_back("db", "back")
+    assert not fits(store.volumes.mountpoint("back"), 5 << 20)
+    store.volumes.remove("back")
+
+
+def fill(path: Path) -> None:
+    """Write until nothing more can be written, not even a name."""
+    with suppress(OSError), (path / "large").open("wb", buffering=0) as file:
+        while True:
+            file.write(os.urandom(1 << 20))
+            os.fsync(file.fileno())
+    with suppress(OSError):
+        for number in range(1 << 20):
+            (path / f"small{number}").write_bytes(os.urandom(4096))
+    with pytest.raises(OSError, match="quota"):
+        os.setxattr(path, "user.one", b"more")
 
 
 def test_no_group_is_left_of_what_is_gone(limited: Store) -> None:
