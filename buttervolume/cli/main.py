@@ -344,8 +344,17 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
     config = load(os.environ)
     if arguments.command in _LOCAL:
         return Outcome(_LOCAL[arguments.command](config, arguments))
-    outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
-    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+    from buttervolume.cli.client import OtherVersion
+
+    try:
+        outcome = _BY_DAEMON[arguments.command](_caller(config), arguments)
+        if not isinstance(outcome, Outcome):
+            outcome = Outcome(outcome)
+        if not all(isinstance(line, str) for line in outcome.lines):
+            raise TypeError
+    except (TypeError, ValueError, AttributeError, LookupError) as error:  # of another type
+        raise OtherVersion("answers what this command does not understand") from error
+    return outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -438,6 +438,21 @@ def test_a_daemon_that_does_not_know_the_call_is_of_another_version(
     assert "another version" in line
 
 
+@pytest.mark.parametrize("odd", ["garbage", 5, [5, None], [{}], {"a": 1}, [[]]], ids=str)
+@pytest.mark.parametrize("arguments", [["volumes"], ["snapshots"], ["snapshots", "-l"], ["log"]])
+def test_an_answer_of_another_form_is_told_in_words(
+    place: Place, runtime: Path, arguments: list[str], odd: object
+) -> None:
+    address = runtime / "other.sock"
+    keys = ("Now", "Volumes", "Snapshots", "Details", "Log")
+    with other_daemon(address, json.dumps({"Err": "", **dict.fromkeys(keys, odd)}).encode()):
+        environ = environment(place, runtime, BUTTERVOLUME_SOCKET=str(address))
+        done = cli(arguments, environ)
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or "another version" in done.stderr
+
+
 def test_the_list_of_jobs_of_the_original_can_be_shown(place: Place, runtime: Path) -> None:
     """It tells nothing of a pause."""
     address = runtime / "other.sock"
