@@ -12,6 +12,8 @@ from buttervolume.errors import ButtervolumeError, CommandFailed, NotOnBtrfs, Op
 from buttervolume.system import btrfs, command
 
 DEFAULT_SIZE = "10G"
+OPTIONS = "loop,noatime"
+"""Of the mount: without noatime, reading writes what every snapshot then keeps."""
 _SMALLEST = 256 << 20  # mkfs.btrfs wants 109 MiB at the least, which leaves next to nothing
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAGIC, _MAGIC_OFFSET = b"_BHRfS_M", 0x10040  # of the first superblock, btrfs(5)
@@ -149,12 +151,12 @@ def _mount_image(image: Path, home: Path, size: int) -> list[str]:
         _make_image(image, size)
         said.append(f"made {image}, a sparse file of {size >> 20} MiB with a new BTRFS")
     try:
-        command.run(["mount", "-o", "loop", str(image), str(home)])
+        command.run(["mount", "-o", OPTIONS, str(image), str(home)])
     except CommandFailed as error:
         raise OperationFailed(f"mount {image} on {home}", error) from error
     said.append(f"mounted {image} on {home}")
     said.append("to mount it at each start of the machine, put this line into /etc/fstab:")
-    said.append(" ".join([_fstab(image), _fstab(home), "btrfs", "loop", "0", "0"]))
+    said.append(" ".join([_fstab(image), _fstab(home), "btrfs", OPTIONS, "0", "0"]))
     return said
 
 

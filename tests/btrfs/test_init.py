@@ -200,8 +200,13 @@ def test_with_a_file_it_makes_mounts_and_fills_an_image(host: Host) -> None:
     assert done.returncode == 0, done
 
 
+def mount_options(host: Host) -> list[str]:
+    return host.run("findmnt", "-no", "OPTIONS", str(host.home)).stdout.strip().split(",")
+
+
 def test_the_fstab_line_mounts_it_again(host: Host) -> None:
     lines = host.init_file()
+    options = mount_options(host)
     host.inside(host.home / "volumes/mine").mkdir()
     host.unmount()
     fstab = host.root / "fstab"
@@ -211,6 +216,8 @@ def test_the_fstab_line_mounts_it_again(host: Host) -> None:
 
     assert done.returncode == 0, done
     assert host.inside(host.home / "volumes/mine").is_dir()
+    assert mount_options(host) == options
+    assert "noatime" in options, "the doctor wants it"
 
 
 def test_the_fstab_line_bears_blanks_in_names(host: Host) -> None:
