@@ -15,6 +15,7 @@ import pytest
 from buttervolume import config
 from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app
+from buttervolume.cli.init import OPTIONS as MOUNT_OPTIONS
 from buttervolume.cli.parser import build_parser
 from buttervolume.jobs.actions import USAGES
 from buttervolume.report.status import Kind, State
@@ -142,6 +143,10 @@ def test_every_room_of_the_map_is_there() -> None:
     package = TOP / "buttervolume"
     modules = {path.relative_to(package).with_suffix("") for path in package.glob("*/*.py")}
     assert sorted(rooms) == sorted(str(m) for m in modules if m.name != "__init__")
+
+
+def test_the_line_for_fstab_by_hand_mounts_as_init_does() -> None:
+    assert f" btrfs {MOUNT_OPTIONS} 0 0'" in text("howto/prepare-btrfs")
 
 
 def test_every_volume_option_is_listed() -> None:
