@@ -642,6 +642,30 @@ def test_it_leaves_no_child_and_no_file_open_after_much_work(daemon: Daemon) -> 
     assert children.read_text() == ""
 
 
+def pools_of_memory(pid: int) -> list[str]:
+    """Those that malloc has made beside its first: they begin at multiples of 64 MB (glibc's
+    arena.c, HEAP_MAX_SIZE)."""
+    maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return [
+        fields[0]
+        for fields in maps
+        if len(fields) == 5
+        and fields[1] == "rw-p"
+        and int(fields[0].partition("-")[0], 16) % (64 << 20) == 0
+    ]
+
+
+def test_memory_is_not_kept_for_each_thread(daemon: Daemon) -> None:
+    assert daemon.process is not None
+    names = [f"db{number}" for number in range(16)]
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        for endpoint in ("Create", "Snapshot", "Get", "Remove"):
+            list(pool.map(lambda name, called=endpoint: daemon.call(called, Name=name), names))
+
+    assert len(pools_of_memory(daemon.process.pid)) < 3
+
+
 def test_docker_retries_are_taken_calmly(daemon: Daemon) -> None:
     """After a broken connection Docker sends the request again with an empty body."""
     daemon.call("Create", Name="db")
