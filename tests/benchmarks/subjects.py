@@ -39,9 +39,9 @@ class Api:
     def __init__(self, host: Host) -> None:
         self._api = host.api
 
-    def create(self, volume: str) -> float:
+    def create(self, volume: str, **options: str) -> float:
         """`VolumeDriver.Create`, with what Docker sends when no options are given."""
-        return self._api.timed("VolumeDriver.Create", Name=volume, Opts=None)
+        return self._api.timed("VolumeDriver.Create", Name=volume, Opts=options or None)
 
     def create_with(self, volume: str, **options: str) -> float:
         """`VolumeDriver.Create` with options."""

@@ -50,9 +50,14 @@ def _fill_mixed(lab: Lab, directory: Path) -> None:
 
 
 def _filled(lab: Lab, host: Host, volume: str, fill: Fill) -> None:
-    """See that there is a volume of that name, with that in it."""
+    """See that there is a volume of that name, with that in it.
+
+    The two programs differ in whether a volume is copy-on-write by default, and so in what BTRFS
+    makes of the same files: only with copy-on-write it keeps small ones within its metadata, where
+    they are soon read, and gives large ones checksums.
+    """
     if not host.machine.path(f"{VOLUMES}/{volume}").exists():
-        Api(host).create(volume)
+        Api(host).create(volume, copyonwrite="true")
         fill(lab, host.machine.path(f"{VOLUMES}/{volume}"))
 
 
