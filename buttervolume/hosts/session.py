@@ -1,6 +1,7 @@
 """A session with `buttervolume peer` on another host, seen from the side that asks."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -149,13 +150,20 @@ class Session:
                 before=before,
             )
             self._answer(flow)
-            self._ask(flow, do="received", name=str(name))
+            self._mark(name, flow)
             return copy
 
     def mark(self, name: SnapshotName, flow: Flow) -> None:
         """Let the other host keep a snapshot that is here, for the changes that come next."""
         with self._told():
+            self._mark(name, flow)
+
+    def _mark(self, name: SnapshotName, flow: Flow) -> None:
+        if "received" in self.verbs:
             self._ask(flow, do="received", name=str(name))
+        else:  # what comes next may be all again
+            text = "%s does not offer to keep what was received from it as a parent"
+            logging.getLogger(__name__).warning(text, self.host)
 
     def still_serves(self, flow: Flow) -> bool:
         """Whether the other side is there, and would answer a new session as it answers this one.
@@ -263,6 +271,11 @@ def _greeting(inlet: Inlet, flow: Flow, limit: float) -> dict[str, Any]:
             said = json.loads(line)
             if isinstance(said, dict) and said.get("buttervolume") == PROTOCOL:
                 return said
+            if isinstance(said, dict) and isinstance(said.get("buttervolume"), int):
+                raise PeerGone(
+                    f"it speaks version {said['buttervolume']} of the protocol, and this host "
+                    f"version {PROTOCOL}: install the same version of buttervolume on both"
+                )
     raise PeerGone("the other side is no buttervolume")
 
 

@@ -1,6 +1,7 @@
 """Sessions with other hosts: what lies, is slow, endless, killed or cut does no harm."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -246,3 +247,79 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(
 
     assert "No space left" in said
     wait_until(lambda: names_in(tiny) == before, 30)
+
+
+# Other versions
+
+
+def peer_without(verb: str) -> str:
+    """A script that serves as an older version would, which does not know a verb yet."""
+    program = (
+        "import sys; from buttervolume.hosts import guard; "
+        f"guard.VERBS -= {{{verb!r}}}; "
+        "from buttervolume.cli.main import main; sys.exit(main(['peer']))"
+    )
+    environment = shlex.join(f"{key}={value}" for key, value in in_checkout(None).items())
+    return f"exec env {environment} {shlex.join([sys.executable, '-c', program])}"
+
+
+def test_from_an_older_one_that_keeps_no_parent_all_is_received(
+    alpha: Host, beta: Host, install: Callable[..., None]
+) -> None:
+    """Given a peer that does not know `received`, when two snapshots are received from it, then
+    both come, and the second one as changes as long as the first is still there."""
+    install(peer_without("received"))
+    volume = f"session-{next(NUMBERS)}"
+    beta.create(volume)
+    for _ in range(2):
+        beta.file(volume, "file").write_bytes(os.urandom(MEBIBYTE))
+        snapshot = beta.snapshot(volume)
+
+        received = alpha.api.call("Snapshot.Receive", Name=volume, Host="beta")
+
+        assert received["Snapshot"] == snapshot
+        assert alpha.snapshot_names(volume)[-1] == snapshot
+        assert beta.snapshot_names(volume)[-1] == snapshot, "no marker was made"
+    assert alpha.show(snapshot)["Parent UUID"] != "-"
+
+
+@pytest.mark.parametrize("verb", ["look", "receive"])
+def test_an_older_one_that_cannot_be_sent_to_says_so(
+    alpha: Host, beta: Host, install: Callable[..., None], snapshot: str, verb: str
+) -> None:
+    install(peer_without(verb))
+
+    said = alpha.send(snapshot, "beta")
+
+    assert said == f"beta: this key does not allow '{verb}'"
+    assert left_of(snapshot, beta) == []
+
+
+def test_an_older_one_that_cannot_send_says_so(
+    alpha: Host, beta: Host, install: Callable[..., None]
+) -> None:
+    install(peer_without("send"))
+    volume = f"session-{next(NUMBERS)}"
+    beta.create(volume)
+    beta.snapshot(volume)
+
+    refusal = alpha.start("Snapshot.Receive", Name=volume, Host="beta").error()
+
+    assert refusal == "beta: this key does not allow 'send'"
+    assert alpha.snapshot_names(volume) == []
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_another_version_of_the_protocol_is_said(
+    alpha: Host, beta: Host, install: Callable[..., None], snapshot: str, version: int
+) -> None:
+    greeting = GREETING.replace('"buttervolume":1', f'"buttervolume":{version}')
+    install(f"echo '{greeting}'; exec cat > /dev/null")
+    volume = snapshot.partition("@")[0]
+
+    for said in (
+        alpha.send(snapshot, "beta"),
+        alpha.start("Snapshot.Receive", Name=volume, Host="beta").error(),
+    ):
+        assert f"it speaks version {version} of the protocol, and this host version 1" in said
+    assert left_of(snapshot, beta) == []
