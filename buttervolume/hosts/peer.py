@@ -66,7 +66,7 @@ class Peer:
         self._directory = config.snapshots_path
         self._node: str | None = None
         self._is_streaming = False
-        self._basis = _basis()
+        self._basis, self._keys = _basis(), _keys()
         self._verbs: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
             "look": self._look,
             "receive": self._receive,
@@ -110,6 +110,8 @@ class Peer:
                 return True
             if verb == "still":
                 return self._still()
+            if self._guard.is_on and self._keys != _keys():  # this one may be gone
+                raise NotAllowed("the keys have changed here: log in anew")
             answer = self._verbs[self._guard.check_verb(verb)](request)
         except ButtervolumeError as error:
             if self._is_streaming:  # what would be said would pass for a part of the stream
@@ -348,11 +350,15 @@ def run(config: Config, guard: Guard, asked: str | None) -> bool:
 
 def _basis() -> list[tuple[int, int, int] | None]:
     """What tells whether a new session would be served in the same way."""
-    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     paths = [CONFIG_FILE, Path(__file__), Path(sys.argv[0])]
-    paths += [home / ".ssh/authorized_keys", home / ".ssh/authorized_keys2"]
     paths += [Path(directory, "buttervolume") for directory in os.get_exec_path()]
-    return [_identity(path) for path in paths]
+    return [_identity(path) for path in paths] + _keys()
+
+
+def _keys() -> list[tuple[int, int, int] | None]:
+    """What tells whether the keys are the same, that may log in here."""
+    directory = Path(pwd.getpwuid(os.geteuid()).pw_dir, ".ssh")
+    return [_identity(directory / name) for name in ("authorized_keys", "authorized_keys2")]
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -418,7 +418,10 @@ def _advice_for(reason: str) -> str:
     if "Host key verification failed" in reason or "IDENTIFICATION HAS CHANGED" in reason:
         return "its host key is unknown or has changed: log in once by hand, or ssh-keygen -R"
     if "Permission denied" in reason:
-        return "put root's public key into authorized_keys there; a passphrase cannot be asked for"
+        return (
+            "let root's public key in there by buttervolume peer --authorize; a passphrase cannot "
+            "be asked for"
+        )
     return "ssh there by hand, as root, with -o BatchMode=yes"
 
 

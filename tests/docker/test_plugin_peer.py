@@ -300,3 +300,25 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(two_plugins: tuple[S
     assert "are to be kept (MIN_FREE)" in refused.stderr
     assert there.names("db") == []
     assert there.left() == []
+
+
+def test_its_sshd_forwards_nothing_and_gives_no_terminal(two_plugins: tuple[Side, Side]) -> None:
+    """Even to a key without a guard."""
+    here, there = two_plugins
+    there.let_in(here, "push")
+    there.authorize(here.machine.path(f"{here.ssh}/id_ed25519.pub").read_text())
+    there.machine.write(f"{there.ssh}/rc", "touch /root/.ssh/rc-was-run\n")
+    wait_for_sshd(there, here)
+    login = ("ssh", "-p", "1122", "-i", f"{here.ssh}/id_ed25519", "-oBatchMode=yes")
+    known = ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")
+
+    def said(*options: str) -> str:
+        asked = here.machine.run(*login, *known, *options, there.address, "true", check=False)
+        return asked.stdout + asked.stderr
+
+    assert "PTY allocation request failed" in said("-tt")
+    assert "remote port forwarding failed" in said("-R", "4711:localhost:22")
+    through = here.machine.run(*login, *known, "-W", "localhost:1122", there.address, check=False)
+    assert "SSH-2.0" not in through.stdout
+    assert "remote port forwarding failed" in said("-R", "/run/tunnel:localhost:22")
+    assert not there.machine.path(f"{there.ssh}/rc-was-run").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +171,35 @@ def test_no_key_gets_a_terminal_a_subsystem_or_a_way_through(key: Key) -> None:
     assert b"SSH-2.0" not in key.ask(options="-W localhost:1122", asked="").stdout
     listening = key.ask({"do": "hello", "node": "alpha"}, options="-R 4711:localhost:22")
     assert "remote port forwarding failed" in listening.stderr
+
+
+REVOKED = """
+import json, subprocess, sys
+log_in = ["ssh", "-p", "1122", "-o", "BatchMode=yes"]
+key = ["-o", "IdentitiesOnly=yes", "-i", sys.argv[1]]
+open_pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+session = subprocess.Popen([*log_in, *key, "beta", "buttervolume peer"], **open_pipes)
+def ask(**request):
+    session.stdin.write(json.dumps(request).encode() + b"\\n")
+    session.stdin.flush()
+    return session.stdout.readline().decode()
+session.stdout.readline()
+print("snapshots" in ask(do="look", volume=sys.argv[2]))
+subprocess.run([*log_in, "beta", "touch /root/.ssh/authorized_keys"], check=True)
+print(ask(do="look", volume=sys.argv[2]), ask(do="send", name=sys.argv[3]))
+"""
+
+
+def test_a_key_that_is_removed_is_of_no_use_in_a_session_that_is_open(
+    pull: Key, alpha: Host, beta: Host, volumes: tuple[str, str]
+) -> None:
+    shop, _ = volumes
+    snapshot = beta.snapshot(shop)
+
+    said = alpha.run(sys.executable, "-c", REVOKED, pull.file, shop, snapshot).stdout
+
+    assert said.startswith("True\n")
+    assert said.count("the keys have changed here: log in anew") == 2
 
 
 @ALL_KEYS
