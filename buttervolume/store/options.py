@@ -9,7 +9,7 @@ from buttervolume import ages
 from buttervolume.errors import BadOption
 
 _COPYONWRITE = {"true": True, "false": False}
-_COMPRESSION = {"false": None, "true": "zstd", "zlib": "zlib", "lzo": "lzo", "zstd": "zstd"}
+_COMPRESSION = {"false": "", "true": "zstd", "zlib": "zlib", "lzo": "lzo", "zstd": "zstd"}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _HIGHEST_ID = (1 << 32) - 2
 """The highest user and group; the one above means "leave it" (chown(2))."""
@@ -24,6 +24,7 @@ class Options:
 
     copy_on_write: bool | None = None
     compression: str | None = None
+    """The algorithm, empty for none."""
     source: str | None = None
     """The volume or snapshot whose content it begins with."""
     keep: str | None = None

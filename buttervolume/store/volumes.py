@@ -222,6 +222,8 @@ class Volumes:
             root.disable_copy_on_write()
         if options.compression:
             root.set_compression(options.compression)
+        elif options.compression is not None:
+            root.disable_compression()
         kept = attributes.read(root)
         if options.keep is not None:
             kept[attributes.KEEP] = options.keep

@@ -3,6 +3,7 @@
 The ioctls and their structures are those of linux/btrfs.h, the file flags those of linux/fs.h.
 """
 
+import errno
 import fcntl
 import os
 import struct
@@ -29,6 +30,8 @@ _SET_RECEIVED_SUBVOL = 0xC0C89425  # BTRFS_IOC_SET_RECEIVED_SUBVOL
 _GETFLAGS = 0x80086601  # FS_IOC_GETFLAGS
 _SETFLAGS = 0x40086602  # FS_IOC_SETFLAGS
 _NOCOW = 0x00800000  # FS_NOCOW_FL
+_COMPRESSED = 0x00000004  # FS_COMPR_FL
+_COMPRESSION = "btrfs.compression"
 _PROTECTED = 0x00000030  # FS_IMMUTABLE_FL | FS_APPEND_FL
 _READONLY = 1 << 0  # BTRFS_ROOT_SUBVOL_RDONLY, in the flags of the root item (btrfs_tree.h)
 
@@ -111,7 +114,9 @@ class Directory:
         return not self._flags() & _NOCOW
 
     def disable_copy_on_write(self) -> None:
-        """Let new files be written in place, which spares databases fragmentation."""
+        """Let new files be written in place, which spares databases fragmentation; so they are not
+        compressed either, as those of the directory above or of a copy's origin may be."""
+        self.disable_compression()
         self._set_flags(self._flags() | _NOCOW)
 
     def enable_copy_on_write(self) -> None:
@@ -120,7 +125,17 @@ class Directory:
 
     def set_compression(self, algorithm: str) -> None:
         """Let new files be compressed: zlib, lzo or zstd (btrfs-property(8))."""
-        os.setxattr(self.descriptor, "btrfs.compression", algorithm.encode())
+        os.setxattr(self.descriptor, _COMPRESSION, algorithm.encode())
+
+    def disable_compression(self) -> None:
+        """Let new files not be compressed."""
+        if self._flags() & _COMPRESSED:
+            try:
+                os.removexattr(self.descriptor, _COMPRESSION)
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # it is by the flag alone (chattr(1))
+                    raise
+            self._set_flags(self._flags() & ~_COMPRESSED)
 
     def is_protected(self) -> bool:
         """Whether it is immutable or append-only (chattr(1)), which snapshots inherit."""

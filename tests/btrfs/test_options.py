@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, size: int) -> None:
         ({"copyonwrite": "TRUE"}, Options(copy_on_write=True)),
         ({"copyonwrite": "False"}, Options(copy_on_write=False)),
         ({"compression": "ZSTD"}, Options(copy_on_write=True, compression="zstd")),
-        ({"compression": "False", "copyonwrite": ""}, Options()),
+        ({"compression": "False", "copyonwrite": ""}, Options(compression="")),
         ({"from": "Db@Latest"}, Options(source="Db@Latest")),
         ({"keep": "2W"}, Options(keep="2w")),
         ({"keep": "0"}, Options(keep="0")),
@@ -147,6 +147,77 @@ def test_a_volume_from_a_snapshot(store: Store, source: str) -> None:
     status = copy.stat()
     assert (status.st_mode & 0o7777, status.st_uid) == (0o700, 7)
     assert (path / "file").read_text() == "now"
+
+
+def written(path: Path) -> tuple[bool, str]:
+    """How new files are written: by copy-on-write, and with which compression."""
+    compression = btrfs("property", "get", path, "compression").strip()
+    return is_copied_on_write(path), compression.removeprefix("compression=")
+
+
+ORIGINS: dict[str, dict[str, str]] = {
+    "plain": {},
+    "copied": {"copyonwrite": "true"},
+    "compressed": {"compression": "zlib"},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {"plain": (False, ""), "copied": (True, ""), "compressed": (True, "zlib")}),
+        ({"copyonwrite": "false"}, (False, "")),
+        ({"copyonwrite": "false", "compression": "false"}, (False, "")),
+        ({"copyonwrite": "true", "compression": "false"}, (True, "")),
+        ({"compression": "lzo"}, (True, "lzo")),
+        ({"copyonwrite": "true", "compression": "zstd"}, (True, "zstd")),
+        (
+            {"copyonwrite": "true"},
+            {"plain": (True, ""), "copied": (True, ""), "compressed": (True, "zlib")},
+        ),
+        (
+            {"compression": "false"},
+            {"plain": (False, ""), "copied": (True, ""), "compressed": (True, "")},
+        ),
+    ],
+)
+def test_a_copy_is_written_as_it_is_asked_for_else_as_its_origin(
+    store: Store, options: dict[str, str], wanted: object
+) -> None:
+    for origin, its in ORIGINS.items():
+        make(store, origin, **its)
+
+        copy = make(store, f"of-{origin}", from_=origin, **options)
+
+        assert written(copy) == (wanted[origin] if isinstance(wanted, dict) else wanted), origin
+        (copy / "file").write_bytes(bytes(10_000))
+
+
+def compress_by_property(path: Path) -> None:
+    btrfs("property", "set", path, "compression", "zstd")
+
+
+def compress_by_flag(path: Path) -> None:
+    subprocess.run(["chattr", "+c", path], check=True)
+
+
+@pytest.mark.parametrize("compress", [compress_by_property, compress_by_flag])
+def test_below_a_compressed_directory_a_volume_is_as_its_options_say(
+    store: Store, compress: Callable[[Path], None]
+) -> None:
+    compress(store.place.volumes)
+
+    assert written(make(store, "db")) == (False, "")
+    assert written(make(store, "logs", compression="lzo")) == (True, "lzo")
+    assert written(make(store, "copied", copyonwrite="true", compression="false")) == (True, "")
+    assert "c" not in flags_of(make(store, "explicit", compression="false"))
+
+
+def flags_of(path: Path) -> str:
+    """The flags that chattr(1) knows."""
+    return subprocess.run(
+        ["lsattr", "-d", path], check=True, capture_output=True, text=True
+    ).stdout.split()[0]
 
 
 def test_what_a_volume_is_to_come_from_must_exist_unless_it_is_there(store: Store) -> None:
