@@ -39,9 +39,10 @@ class Host:
         }
 
     def _have_an_etc_of_its_own(self) -> None:
-        """What is written to /etc is gone at the end."""
+        """What is written to /etc is gone at the end, and a daemon of this host left nothing."""
         script = """mount -t tmpfs none /mnt && mkdir /mnt/etc /mnt/work &&
-            mount -t overlay none -o lowerdir=/etc,upperdir=/mnt/etc,workdir=/mnt/work /etc"""
+            mount -t overlay none -o lowerdir=/etc,upperdir=/mnt/etc,workdir=/mnt/work /etc &&
+            rm -rf /etc/buttervolume"""
         self.environ = dict(os.environ)
         done = self.run("sh", "-c", script)
         assert done.returncode == 0, done

@@ -41,7 +41,7 @@ def test_there_and_back_again(built: Built, network: Network, tmp_path: Path) ->
         host.docker("plugin", "rm", "--force", NAME)
         host.dockerd.restart()
         host.machine.run("umount", "/etc/buttervolume")  # what the tests' machine has there
-        host.machine.run("rmdir", "/etc/buttervolume")
+        host.machine.run("rm", "-r", "/etc/buttervolume")  # and what this host has
         host.machine.run("sh", "-ec", commands("From the plugin to the daemon"))
         daemon = host.machine.start_daemon()
         host.docker("volume", "create", "--driver=btrfs", "db")
