@@ -122,13 +122,25 @@ class NoSuchSnapshot(ButtervolumeError):
 class NoSnapshots(ButtervolumeError):
     """A volume has no snapshot that can be meant."""
 
-    def __init__(self, volume: str, until: datetime | None = None, *, backup: bool = False) -> None:
+    def __init__(
+        self,
+        volume: str,
+        until: datetime | None = None,
+        *,
+        backup: bool = False,
+        others: Iterable[str] = (),
+    ) -> None:
         """`until` is the moment that it must not be later than; a backup is one that a restore has
-        made."""
+        made; `others` are there, but only their own names mean them."""
         self.volume = volume
         what = "no backup that a restore has made" if backup else "no snapshot"
         when = f" from {until:%Y-%m-%d %H:%M:%S} or before" if until else ""
-        super().__init__(f"{volume}: there is {what} of this volume{when}")
+        named = enumerated(others)
+        hint = (
+            " that the volume's name could mean, only backups and such as have a date that cannot "
+            f"be read, or is in the future; name the one that you mean: {named}"
+        )
+        super().__init__(f"{volume}: there is {what} of this volume{when}{hint if named else ''}")
 
 
 class AmbiguousName(ButtervolumeError):

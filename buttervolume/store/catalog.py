@@ -391,7 +391,8 @@ class Catalog:
         ]
         latest = _newest(entries, self._now()).latest()
         if latest is None:
-            raise NoSnapshots(volume, until)
+            others = [] if until else [str(entry.snapshot.name) for entry in entries]
+            raise NoSnapshots(volume, until, others=others)
         same = [entry.snapshot.name for entry in entries if entry.taken == latest.taken]
         return min(same, key=lambda name: (name.is_marker, str(name)))
 

@@ -533,3 +533,18 @@ def test_a_restore_from_elsewhere_is_refused_before_anything_is_asked_there(
 
     assert "resolve" not in said
     assert "name" in said
+
+
+def test_a_volume_whose_name_means_none_of_its_snapshots_names_those_it_has(store: Store) -> None:
+    odd = store.place.snapshots / "db@before-the-upgrade"
+    with pytest.raises(NoSnapshots) as refusal:
+        store.contents.restore("db")
+    assert str(refusal.value) == "db: there is no snapshot of this volume"
+    btrfs("subvolume", "snapshot", "-r", store.place.volumes / "db", odd)
+
+    with pytest.raises(NoSnapshots, match="name the one that you mean: db@before-the-upgrade"):
+        store.contents.restore("db")
+
+    backup = store.contents.restore(odd.name).backup
+    with pytest.raises(NoSnapshots, match=f"{odd.name}, {backup}|{backup}, {odd.name}"):
+        store.contents.restore("db")
