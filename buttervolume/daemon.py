@@ -153,7 +153,10 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         server.start(listener)
         scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
         tidying = threading.Thread(
-            target=_tidy, args=(volumes, leftovers, removed, config.timer), name="tidy", daemon=True
+            target=_tidy,
+            args=(volumes, catalog, leftovers, removed, config.timer),
+            name="tidy",
+            daemon=True,
         )
         tidying.start()
         if page is not None:
@@ -232,12 +235,15 @@ def settle_process() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _tidy(volumes: Volumes, leftovers: Sequence[str], removed: Removed, timer: int) -> None:
-    """What is to be set right after a start, and may take long; then, for good, what becomes of
-    removed volumes."""
+def _tidy(
+    volumes: Volumes, catalog: Catalog, leftovers: Sequence[str], removed: Removed, timer: int
+) -> None:
+    """What is to be set right and looked at after a start, and may take long; then, for good, what
+    becomes of removed volumes."""
     try:
         volumes.sweep(leftovers)
         volumes.forget_origins()
+        catalog.read_ahead()
     except (OSError, OperationFailed) as error:  # the directory has gone, which every call tells
         logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
     while True:

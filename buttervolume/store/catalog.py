@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -134,15 +134,24 @@ class _OfVolume:
         self.unreadable.pop(name, None)
         self._listing = None
 
-    def listing(self) -> Listing:
-        """All of them, in order."""
+    def _in_order(self) -> list[Snapshot]:
         if self._sorted is None:
             snapshots = (entry.snapshot for entry in self.whole.values())
             self._sorted = sorted(snapshots, key=_by_moment)
             self._names = [str(snapshot.name) for snapshot in self._sorted]
+        return self._sorted
+
+    def newest(self, limit: datetime) -> Snapshot | None:
+        """The one, or the marker, with the newest date that is not later than that."""
+        ordered = self._in_order()
+        at = bisect_right(ordered, limit, key=lambda snapshot: snapshot.taken or datetime.min)
+        return ordered[at - 1] if at and ordered[at - 1].taken is not None else None
+
+    def listing(self) -> Listing:
+        """All of them, in order."""
         if self._listing is None:
             self._listing = Listing(
-                tuple(self._sorted),
+                tuple(self._in_order()),
                 tuple(self._names),
                 tuple(sorted(self.incomplete.values(), key=str)),
                 tuple(sorted(self.unreadable.values(), key=str)),
@@ -248,7 +257,7 @@ class Catalog:
         self._unsettled: dict[str, None] = {}
         """What may become whole, or readable, without a change of the directory."""
         self._has_read = False
-        self._being_read = threading.Lock()  # held by a thread of `_read_in_background`
+        self._being_read = threading.Lock()  # held by a thread of `read_ahead`
         self._watch: Watch | None = None
         self._device = 0
         """That of the directory."""
@@ -359,12 +368,13 @@ class Catalog:
         """The summary of a volume, if it can be had soon: None while the directory is read, where
         that takes long. Raises OSError."""
         if not self._has_read and os.stat(self.path).st_size > _LARGE:
-            self._read_in_background()
+            self.read_ahead()
             return None
         return self.summary(volume)
 
-    def _read_in_background(self) -> None:
-        """Let one thread read the directory; who can do without goes on meanwhile."""
+    def read_ahead(self) -> None:
+        """Let a thread read the directory, which may take seconds for the first time; whoever can
+        do without goes on meanwhile."""
 
         def read() -> None:
             try:
@@ -417,16 +427,25 @@ class Catalog:
 
     def newest_date(self, volume: str, now: datetime) -> datetime | None:
         """The newest date of a volume's snapshots and markers that is not in the future."""
-        limit = now + FUTURE
-        dates = [e.taken for e in self._entries(volume) if e.taken and e.taken <= limit]
-        return max(dates, default=None)
+        newest = self._newest_dated(volume, now + FUTURE)
+        return None if newest is None else newest.taken
 
     def ahead(self, volume: str, now: datetime) -> SnapshotName | None:
         """A snapshot of a volume with a date in the future, if there is one: the clock is, or was,
         wrong."""
-        limit = now + FUTURE
-        dated = [e for e in self._entries(volume) if e.taken and e.taken > limit]
-        return max(dated, key=lambda e: str(e.taken)).snapshot.name if dated else None
+        newest = self._newest_dated(volume, datetime.max)
+        if newest is None or newest.taken is None or newest.taken <= now + FUTURE:
+            return None
+        return newest.name
+
+    def _newest_dated(self, volume: str, limit: datetime) -> Snapshot | None:
+        names.check_volume_reference(volume)
+        try:
+            with self._guard:
+                self._refresh()
+                return self._of(volume).newest(limit)
+        except OSError as error:
+            raise OperationFailed("list the snapshots", error) from error
 
     def newer_without_date(self, name: SnapshotName) -> SnapshotName | None:
         """A snapshot of the same volume that was made after this one, and has a name whose date

@@ -4,6 +4,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,7 @@ def test_after_whatever_others_do_it_is_as_at_a_first_look(
 
         listing, expected = catalog.list(), fresh(store).list()
         assert listing == expected, number
+        assert [*listing.names] == [str(snapshot.name) for snapshot in listing.snapshots]
         for volume in ("db", "web", "none"):
             assert catalog.list(volume) == fresh(store).list(volume)
             assert catalog.glance(volume) == fresh(store).summary(volume)
@@ -136,6 +138,31 @@ def test_what_we_remove_is_gone_without_another_look(store_with_volume: Store) -
     store.snapshots.remove(names[2])
 
     assert names_in(store.catalog) == ["db@2020-01-01T00:00:00.000000", names[0], names[3]]
+
+
+def test_the_newest_date_of_now_and_of_the_future(store_with_volume: Store) -> None:
+    store, now = store_with_volume, datetime(2026, 6, 1, 12)
+    day = timedelta(days=1)
+
+    def asked() -> tuple[datetime | None, str | None]:
+        ahead = store.catalog.ahead("db", now)
+        return store.catalog.newest_date("db", now), None if ahead is None else str(ahead)
+
+    assert asked() == (None, None)
+    take(store, "db@no-date")
+    assert asked() == (None, None)
+    take(store, "web@2026-06-01T11:00:00.000000")
+    take(store, "db@2026-05-01T12:00:00.000000")
+    assert asked() == (now - 31 * day, None)
+    take(store, "db@2026-06-01T13:00:00.000000")  # an hour ahead is no future yet
+    assert asked() == (now + timedelta(hours=1), None)
+    take(store, "db@2026-06-01T13:00:00.000001@backup")
+    assert asked() == (now + timedelta(hours=1), "db@2026-06-01T13:00:00.000001@backup")
+    take(store, "db@2027-06-01T12:00:00.000000")
+    assert asked() == (now + timedelta(hours=1), "db@2027-06-01T12:00:00.000000")
+    store.snapshots.remove("db@2027-06-01T12:00:00.000000")
+    store.snapshots.remove("db@2026-06-01T13:00:00.000000")
+    assert asked() == (now - 31 * day, "db@2026-06-01T13:00:00.000001@backup")
 
 
 def test_many_at_once_are_found_as_one_by_one(store_with_volume: Store) -> None:
