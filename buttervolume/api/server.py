@@ -2,7 +2,8 @@
 
 What it does beside waitress (2.1 to 3.0): requests go to the threads of their lane; a request that
 waitress itself refuses is answered in JSON, too, and the connection is closed only when the client
-has had time to read that; no answer at all is possible.
+has had time to read that; no answer at all is possible; and what it costs to wait for the next
+request does not grow with the connections (see `loop`).
 """
 
 import json
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,10 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.wasyncore import readwrite
 
 from buttervolume.api.http import LARGEST_BODY, MIMETYPE, TRANSFERS, Lane, NoAnswer
+from buttervolume.api.loop import Loop
 from buttervolume.errors import OperationFailed
 from buttervolume.words import shortened
 
@@ -164,6 +168,25 @@ class _Channel(HTTPChannel):
     _lingers = False
     _until: float | None = None
 
+    def __init__(self, loop: Loop, *arguments: Any, **options: Any) -> None:
+        self._loop = loop
+        super().__init__(*arguments, **options)
+
+    def add_channel(self, map: Any = None) -> None:  # noqa: A002
+        """Let the loop know of this connection."""
+        super().add_channel(map)
+        self._loop.touch(cast(Any, self)._fileno)
+
+    def del_channel(self, map: Any = None) -> None:  # noqa: A002
+        """Let the loop know that this connection is about to be closed."""
+        self._loop.forget(cast(Any, self)._fileno)
+        super().del_channel(map)
+
+    def service(self) -> None:
+        """Work on a request, in a thread of its lane."""
+        with self._loop.working_on(cast(Any, self)._fileno):
+            super().service()
+
     def received(self, data: bytes) -> bool:
         """Take what has come, unless the connection is about to be closed."""
         if self.will_close or self.close_when_flushed or self._lingers:
@@ -208,14 +231,15 @@ class Server:
             sockets=[listener],
             connection_limit=self._connections,
             backlog=CONNECTIONS,
-            asyncore_use_poll=True,  # select() ends at 1,024 connections
             clear_untrusted_proxy_headers=False,
             max_request_body_size=LARGEST_BODY + 1,
             inbuf_overflow=2 * LARGEST_BODY,  # bodies never go to a file
         )
-        cast(Any, server).channel_class = _Channel
-        self._channels: dict[int, Any] = cast(Any, server).active_channels
-        threading.Thread(target=server.run, name="waitress", daemon=True).start()
+        loop = Loop(server, readwrite)
+        server.channel_class = partial(_Channel, loop)
+        server.pull_trigger = loop.wake
+        self._channels: dict[int, Any] = server.active_channels
+        threading.Thread(target=loop.run, name="waitress", daemon=True).start()
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if self._stopping.is_set():
