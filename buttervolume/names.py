@@ -39,7 +39,7 @@ LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SnapshotName:
     """A snapshot's name in its parts; with a host it is a sent marker of the snapshot."""
 
@@ -66,7 +66,7 @@ class SnapshotName:
         return SnapshotName(self.volume, self.date, host)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot's name with the moment that its date means, local time; None if the date does
     not fit the configured format: such a one is never "latest" and never purged."""

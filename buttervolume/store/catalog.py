@@ -64,9 +64,9 @@ class Summary:
     latest: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the index knows of a snapshot."""
+    """What the index knows of a snapshot. There may be 100,000."""
 
     tree: int
     snapshot: Snapshot
@@ -136,9 +136,9 @@ class _OfVolume:
 
     def _in_order(self) -> list[Snapshot]:
         if self._sorted is None:
-            snapshots = (entry.snapshot for entry in self.whole.values())
-            self._sorted = sorted(snapshots, key=_by_moment)
-            self._names = [str(snapshot.name) for snapshot in self._sorted]
+            items = sorted(self.whole.items(), key=lambda item: _by_moment(item[1].snapshot))
+            self._sorted = [entry.snapshot for _, entry in items]
+            self._names = [name for name, _ in items]
         return self._sorted
 
     def newest(self, limit: datetime) -> Snapshot | None:
