@@ -21,6 +21,8 @@ ROLES: Mapping[str, frozenset[str]] = {
 }
 """The verbs of each role."""
 VERBS = frozenset().union(*ROLES.values())
+REFUSED = "this key does not allow the command"
+"""Begins what is said to whoever asks for something else than a session, or rsync."""
 ASKED = ("buttervolume", "peer")
 """What the other side asks for to have a session."""
 
@@ -102,7 +104,7 @@ def wants_session(asked: str | None) -> bool:
     if words[:3] == ["rsync", "--server", "--sender"]:
         return False
     raise NotAllowed(
-        f"this key does not allow the command {asked[:100]!r}; it is for buttervolume on the other "
+        f"{REFUSED} {asked[:100]!r}; it is for buttervolume on the other "
         "side, of version 3.15 or later"
     )
 

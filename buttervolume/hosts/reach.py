@@ -156,13 +156,18 @@ class Reach:
 
     # Without a peer
 
-    def may_have_peer(self, host: str) -> bool:
-        """Whether it is worth while to ask a host for a session."""
+    def has_no_peer(self, host: str) -> bool:
+        """Whether a host had no peer a while ago, so that scripts are worth a try."""
         with self._guard:
             known = self._without.get(host)
             if known and known.until < time.monotonic():
                 del self._without[host]
-            return host not in self._without
+            return host in self._without
+
+    def forget(self, host: str) -> None:
+        """Let a host be asked for a session again."""
+        with self._guard:
+            self._without.pop(host, None)
 
     def has_peer_now(self, host: str, program: str) -> bool:
         """Whether a host that had no peer may have got one, by what program it tells of."""

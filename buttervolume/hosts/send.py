@@ -28,6 +28,7 @@ from buttervolume.errors import (
     TransferBusy,
 )
 from buttervolume.hosts import lineage, ssh
+from buttervolume.hosts.guard import REFUSED
 from buttervolume.hosts.intake import bind_warning
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
@@ -207,13 +208,12 @@ class Sender:
     def _side_of(self, host: str, name: SnapshotName, transfer: Transfer) -> Side:
         """What another host has of a volume."""
         flow = transfer.flow
-        if self._reach.may_have_peer(host):
-            try:
-                with self._reach.session(host, flow) as peer:
-                    if peer is not None:
-                        return peer.look(name.volume, self._local.moment_of, flow).side
-            except NoSession:
-                pass  # the scripts will find out what it is
+        try:
+            with self._reach.session(host, flow) as peer:
+                if peer is not None:
+                    return peer.look(name.volume, self._local.moment_of, flow).side
+        except NoSession:
+            pass  # the scripts will find out what it is
         with self._reach.shell(host, flow) as connection:
             return self._remote(connection).look(name, flow).side
 
@@ -229,13 +229,11 @@ class Sender:
         do.
         """
         with self._transfers.start("send", name.volume, str(name), host) as transfer:
-            if self._reach.may_have_peer(host):
-                with suppress(_NoPeer):
-                    return self._transfer_by_session(name, host, transfer, force)
-            try:
-                return self._transfer_by_scripts(name, host, transfer, force)
-            except _PeerFound:
-                self._log.info("%s has got a buttervolume of its own", host)
+            if self._reach.has_no_peer(host):
+                try:
+                    return self._transfer_by_scripts(name, host, transfer, force, remembered=True)
+                except _PeerFound:
+                    self._log.info("%s has got a buttervolume of its own", host)
             with suppress(_NoPeer):
                 return self._transfer_by_session(name, host, transfer, force)
             return self._transfer_by_scripts(name, host, transfer, force)
@@ -257,16 +255,26 @@ class Sender:
         raise _NoPeer(host)
 
     def _transfer_by_scripts(
-        self, name: SnapshotName, host: str, transfer: Transfer, force: bool
+        self,
+        name: SnapshotName,
+        host: str,
+        transfer: Transfer,
+        force: bool,
+        *,
+        remembered: bool = False,
     ) -> str:
-        """Send a snapshot to a host that has no peer. Raises _PeerFound where there is one now."""
+        """Send a snapshot to a host that has no peer. Where that is only `remembered`, and there is
+        one now, raises _PeerFound."""
         try:
             with self._reach.shell(host, transfer.flow) as connection:
                 return self._send(name, connection, transfer, force=force)
-        except ButtervolumeError:
+        except ButtervolumeError as error:
             if transfer.phase == _SENDING:
                 transfer.phase = "cleaning up"
                 self._discard(name, host)
+            if remembered and isinstance(error, HostFailed) and REFUSED in error.reason:
+                self._reach.forget(host)
+                raise _PeerFound(host) from error
             raise
 
     def _send_to_peer(

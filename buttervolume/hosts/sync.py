@@ -26,6 +26,7 @@ from buttervolume.errors import (
     SyncFailed,
 )
 from buttervolume.hosts import ssh
+from buttervolume.hosts.guard import REFUSED
 from buttervolume.hosts.reach import Reach
 from buttervolume.hosts.ssh import Connection
 from buttervolume.hosts.transfers import Transfer, Transfers
@@ -49,9 +50,6 @@ _NEVER = ("system.*",)
 """What rsync leaves out by default, as long as there are no rules for attributes (rsync(1)): the
 ACLs among them have an option of their own."""
 _NO_ACLS = re.compile(r"ACLs are not supported|sys_acl_\w+\([^\n]*Operation not supported")
-_GUARDED = "this key does not allow the command"
-"""What is said where the key has a guard, which lets rsync read the volumes and nothing else: it
-needs no look at its version."""
 _LONGEST_LINE = 1 << 16
 _REPORT = "%i %M %n"
 """What a dry run prints of an entry that it would change: how, the time there, the name."""
@@ -184,8 +182,9 @@ class Synchronizer:
                 )
                 self._bring_so(way, path, transfer)
         except HostFailed as error:
-            if _GUARDED not in error.reason:
+            if REFUSED not in error.reason:
                 raise
+            # the guard lets rsync read the volumes and nothing else, whatever its version
             way = _Way((*ssh.command_for(self._reach.port), "-S", "none"))
             self._bring_so(way, path, transfer)
         try:

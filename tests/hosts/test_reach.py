@@ -184,6 +184,26 @@ def calls(host: Host) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def test_a_host_that_had_none_and_lets_nothing_else_in_by_now_is_asked_for_it(
+    alpha: Host, beta: Host, volume: str, install: Callable[..., None]
+) -> None:
+    """Given that beta is known to have no peer, when it gets one and a guard before it, then the
+    scripts, which the guard does not run, are not the last word."""
+    first = snapshot_with(alpha, volume, "big", content(MEBIBYTE))
+    assert alpha.send(first, beta) == ""
+    install()
+    keys = beta.path("/root/.ssh/authorized_keys").read_text()
+    key = alpha.path("/root/.ssh/id_ed25519.pub").read_text()
+    authorize = ("sh", "-c", "buttervolume peer --authorize push --node alpha")
+    line = beta.run(*authorize, input=key).stdout
+    with beta.changed_file("/root/.ssh/authorized_keys", keys.replace(key, line)):
+        second = snapshot_with(alpha, volume, "small", b"s")
+
+        assert alpha.send(second, beta) == ""
+
+    assert is_incremental(beta, second, first)
+
+
 @pytest.mark.parametrize("older", ["", "echo called >> /run/calls; exit 2"])
 def test_a_host_without_a_peer_is_not_asked_for_it_at_each_send_until_it_has_one(
     alpha: Host, beta: Host, volume: str, install: Callable[..., None], older: str
