@@ -74,6 +74,8 @@ class Config:
     web_token: str
     node: str
     """This host's name among its peers."""
+    peers: tuple[str, ...]
+    """The members of a volume with `follow=peers`."""
     notify: tuple[str, ...]
     """Apprise addresses of those who are told of problems."""
     ssh_port: int
@@ -81,6 +83,11 @@ class Config:
     """What is odd about the configuration without being wrong."""
     other_drivernames: tuple[str, ...] = field(default=(), compare=False)
     """Further names under which the plugin may run, where none is configured."""
+
+    @property
+    def follow_path(self) -> Path:
+        """Where it is remembered how followed volumes stand."""
+        return self.history.with_name("follow")
 
 
 def _text(value: str) -> str:
@@ -197,6 +204,13 @@ def _host(value: str) -> str:
         raise ValueError(f"a name; {HOST_RULE}") from error
 
 
+def _hosts(value: str) -> tuple[str, ...]:
+    hosts = tuple(_host(host) for host in re.split(r"[\s,]+", value) if host)
+    if len(set(hosts)) < len(hosts):
+        raise ValueError("names separated by blanks or commas, each one once")
+    return hosts
+
+
 def _own_name() -> str:
     """The name of this host, as far as it can be one of a peer."""
     return re.sub("[^a-zA-Z0-9._-]", "-", os.uname().nodename)[:98].lstrip("._-") or "localhost"
@@ -229,6 +243,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "WEB": ("", _address),
     "WEB_TOKEN": ("", _token),
     "NODE": ("", _host),
+    "PEERS": ("", _hosts),
     "NOTIFY": ("", _addresses),
     SSH_PORT: ("1122", _whole_number(1, 65535)),
 }

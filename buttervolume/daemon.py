@@ -14,16 +14,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from buttervolume import names
 from buttervolume.api import driver, management, seeing
 from buttervolume.api.http import create_app, find_lanes
 from buttervolume.api.server import Server, allow_connections, listen
 from buttervolume.config import Address, Config
-from buttervolume.errors import (
-    AlreadyRunning,
-    NotOnBtrfs,
-    OperationFailed,
-)
+from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
+from buttervolume.hosts.acquire import Acquirer
+from buttervolume.hosts.decisions import Decisions
+from buttervolume.hosts.following import Following
+from buttervolume.hosts.link import Connect, Connector
+from buttervolume.hosts.member import Member
 from buttervolume.hosts.replication import Replication
+from buttervolume.hosts.rounds import Rounds
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History
@@ -104,9 +107,15 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             min_free=config.min_free,
             now=local_now,
         )
+        contents = Contents(volumes, catalog, snapshots)
+        connector = Connector(config.ssh_port, config.node)
+        member = Member(config.node, volumes, catalog, snapshots, config.follow_path)
+        acquirer = Acquirer(member, connector, replication.receive)
+        rounds = _rounds(member, connector, catalog, replication, local_now)
+        following = Following(member, acquirer, rounds, transfers, config.peers)
         schedule = Schedule(config.schedule)
         history = History(config.history, now)
-        tools = Tools(snapshots, replication, transfers)
+        tools = Tools(snapshots, replication, transfers, following.check_owner, following.owning)
         scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer, now)
         observer = Observer(
             volumes,
@@ -125,9 +134,11 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             catalog=catalog,
             snapshots=snapshots,
             removed=removed,
-            contents=Contents(volumes, catalog, snapshots),
+            contents=contents,
             transfers=transfers,
             replication=replication,
+            following=following,
+            decisions=Decisions(following, connector, contents, snapshots),
             schedule=schedule,
             scheduler=scheduler,
             observer=observer,
@@ -151,6 +162,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         listener = stack.enter_context(listen(config.socket))
         page = None if config.web is None else _listen_for_page(config.web, stack)
         server.start(listener)
+        following.rounds.start()
         scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
         tidying = threading.Thread(
             target=_tidy,
@@ -179,6 +191,24 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         scheduler.stop(deadline)
         server.stop(deadline)
         history.stop(max(deadline, time.monotonic() + LAST_WRITE))
+
+
+def _rounds(
+    member: Member,
+    connect: Connect,
+    catalog: Catalog,
+    replication: Replication,
+    now: Callable[[], datetime],
+) -> Rounds:
+    """What keeps the members of followed volumes up to date."""
+
+    def send(snapshot: str, host: str) -> None:
+        replication.send(snapshot, host, force=True)  # a fork there is no history to come
+
+    def moment_of(snapshot: str) -> datetime | None:
+        return catalog.moment_of(names.parse_snapshot(snapshot))
+
+    return Rounds(member, connect, send, moment_of, now)
 
 
 def _listen_for_page(web: Address, stack: ExitStack) -> socket.socket | None:

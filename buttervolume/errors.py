@@ -402,6 +402,44 @@ class Diverged(ButtervolumeError):
         )
 
 
+class FollowRefused(ButtervolumeError):
+    """A volume that follows its service may not be used, or changed, here and now."""
+
+    def __init__(self, volume: str, reason: str) -> None:
+        self.volume = volume
+        self.reason = reason
+        super().__init__(f"{volume}: {reason}")
+
+
+class InUse(FollowRefused):
+    """A followed volume is used on the host that it is to be let go by, or replaced on."""
+
+
+class FollowBusy(FollowRefused):
+    """Somebody has the lock of a followed volume."""
+
+    def __init__(self, volume: str, holder: str) -> None:
+        self.holder = holder
+        super().__init__(volume, f"{holder} is looking for it at this moment; try again after that")
+
+
+class NotOwner(ButtervolumeError):
+    """What is done on the owner of a followed volume only, and this host is not."""
+
+    def __init__(self, volume: str, owner: str | None) -> None:
+        self.volume = volume
+        self.owner = owner
+        where = f"on {owner}, which owns it" if owner else "where it is mounted first"
+        super().__init__(f"{volume} follows its service: this is done {where}")
+
+
+class BadCharter(ButtervolumeError):
+    """What should say whom a volume follows its service among, and says something else."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"what is known of a followed volume cannot be understood: {reason[:200]}")
+
+
 class SyncFailed(ButtervolumeError):
     """Volumes that could not be synchronized from some hosts, each with the reason."""
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from buttervolume.hosts.decisions import Decisions
+from buttervolume.hosts.following import Following
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.history import History
@@ -31,6 +33,8 @@ class Services:
     contents: Contents
     transfers: Transfers
     replication: Replication
+    following: Following
+    decisions: Decisions
     schedule: Schedule
     scheduler: Scheduler
     observer: Observer

@@ -5,7 +5,8 @@ import logging
 from buttervolume import names
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane, NoAnswer
-from buttervolume.errors import Unreadable
+from buttervolume.errors import ButtervolumeError, Unreadable
+from buttervolume.hosts.options import FOLLOW_OPTIONS
 from buttervolume.jobs.actions import USAGES
 from buttervolume.jobs.options import split_jobs
 from buttervolume.services import Services
@@ -27,17 +28,24 @@ def create(services: Services, body: Body) -> Answer:
     """Make a volume, unless there is one."""
     name = body.text("Name")
     jobs, others = split_jobs(name, body.mapping("Opts"))
-    options = parse_options(others, also_valid=USAGES)
+    wish, others = services.following.split_options(others)
+    options = parse_options(others, also_valid=(*FOLLOW_OPTIONS, *USAGES))
     names.check_volume_reference(name)
     is_there = services.volumes.exists(name)
+    warnings = [job.task.warning for job in jobs]
+    begins = False
     with services.schedule.adding(jobs) as added:
         made = services.contents.create(name, options)
-    answer: Answer = Unchanged() if is_there and not added else {}
-    warnings = [job.task.warning for job in jobs if job.task.warning]
+        if wish is not None:
+            begins, warning = services.following.found(name, wish)
+            warnings.append(warning)
+            if begins and is_there:
+                warnings.append(f"{name} was here already, and follows its service from now on")
     if made.left_out:
         warnings.append(f"nested subvolumes are not included: {enumerated(made.left_out)}")
-    if warnings:
-        answer["Warning"] = "; ".join(warnings)
+    answer: Answer = Unchanged() if is_there and not added and not begins else {}
+    if said := "; ".join(filter(None, warnings)):
+        answer["Warning"] = said
     return answer
 
 
@@ -56,6 +64,7 @@ def get(services: Services, body: Body) -> Answer:
             status |= {"Snapshots": summary.count, "LastSnapshot": summary.latest}
     except OSError as error:
         logging.getLogger(__name__).warning("%s: cannot list its snapshots: %s", volume.name, error)
+    status |= _follow_status(services, volume.name)
     answer: Answer = {
         "Name": volume.name,
         "Mountpoint": str(volume.mountpoint),
@@ -64,6 +73,23 @@ def get(services: Services, body: Body) -> Answer:
     if volume.created is not None:
         answer["CreatedAt"] = volume.created.isoformat(timespec="seconds")
     return {"Volume": answer}
+
+
+def _follow_status(services: Services, name: str) -> Answer:
+    """How a followed volume stands, as far as it is known here."""
+    try:
+        glance = services.following.glance(name)
+    except (ButtervolumeError, OSError) as error:  # Get must not fail for that
+        logging.getLogger(__name__).warning("%s: how does it follow? %s", name, error)
+        return {}
+    if glance is None:
+        return {}
+    return {
+        "Owner": glance.owner,
+        "Epoch": glance.epoch,
+        "LastCopy": glance.last_copy,
+        "Forks": list(glance.forks),
+    }
 
 
 def list_volumes(services: Services, _: Body) -> Answer:
@@ -86,6 +112,7 @@ def path(services: Services, body: Body) -> Answer:
 def mount(services: Services, body: Body) -> Answer:
     """Where a container finds a volume."""
     name, user = body.text("Name"), body.optional_text("ID")
+    services.following.mount(name, user or "")
     return {"Mountpoint": str(services.volumes.mount(name, user or ""))}
 
 
@@ -94,12 +121,15 @@ def unmount(services: Services, body: Body) -> Answer:
     name, user = body.text("Name"), body.optional_text("ID")
     services.volumes.path_of(name)
     services.volumes.remember_unmount(name, user or "")
+    services.following.unmount(name, user or "")
     return {}
 
 
 def remove(services: Services, body: Body) -> Answer:
     """Remove a volume."""
-    services.removed.remove(body.text("Name"))
+    name = body.text("Name")
+    with services.following.removing(name):
+        services.removed.remove(name)
     return {}
 
 
@@ -109,8 +139,8 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Create", create, Lane.DOCKER, changes=True),
     Endpoint("VolumeDriver.Get", get, Lane.DOCKER_QUESTION, empty_is_retry=True),
     Endpoint("VolumeDriver.List", list_volumes, Lane.DOCKER_QUESTION),
-    Endpoint("VolumeDriver.Mount", mount, Lane.DOCKER),
+    Endpoint("VolumeDriver.Mount", mount, Lane.DOCKER_MOUNT),
     Endpoint("VolumeDriver.Path", path, Lane.DOCKER_QUESTION),
-    Endpoint("VolumeDriver.Unmount", unmount, Lane.DOCKER_QUESTION),
+    Endpoint("VolumeDriver.Unmount", unmount, Lane.DOCKER_MOUNT),
     Endpoint("VolumeDriver.Remove", remove, Lane.DOCKER, changes=True),
 )

@@ -53,6 +53,9 @@ class Lane(Enum):
     """Docker's own calls that wait for nobody."""
     DOCKER = "docker"
     """Docker's own calls that may wait for another operation on their volume."""
+    DOCKER_MOUNT = "docker mount"
+    """Docker's own calls that may wait for other hosts; so many wait at most that there are threads
+    for those that need not."""
     QUESTION = "question"
     """Other calls that wait for nobody."""
     MANAGEMENT = "management"
@@ -63,7 +66,7 @@ class Lane(Enum):
     @property
     def patience(self) -> float:
         """Seconds to wait for the mutex of a volume; Docker itself gives up after 60."""
-        return 50 if self is Lane.DOCKER else 10
+        return 50 if self in (Lane.DOCKER, Lane.DOCKER_MOUNT) else 10
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What the command line has done beside Docker's calls; names and keys as in the original 3.x."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
-from buttervolume.api import undo
+from buttervolume.api import follow, undo
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.errors import (
@@ -33,10 +33,17 @@ def remove_snapshot(services: Services, body: Body) -> Answer:
     """Remove a snapshot."""
     name = services.catalog.resolve(body.text("Name"))
     hosts = services.snapshots.needed_by(name)
+    is_fork = name in services.catalog.forks(name.partition("@")[0])
     services.snapshots.remove(name)
-    if not hosts:
-        return {}
-    return {"Warning": f"the next send to {enumerated(hosts)} cannot be of changes since {name}"}
+    warnings = []
+    if is_fork:
+        warnings.append(
+            f"{name} was a fork: what this host held of a volume that follows its service, when "
+            "another host went on without it"
+        )
+    if hosts:
+        warnings.append(f"the next send to {enumerated(hosts)} cannot be of changes since {name}")
+    return _joined(warnings)
 
 
 def restore(services: Services, body: Body) -> Answer:
@@ -52,7 +59,8 @@ def restore(services: Services, body: Body) -> Answer:
             check_volume_reference(target)
         received = services.replication.receive(name, origin)
         name, warnings = received.snapshot, [received.warning]
-    restored = services.contents.restore(name, target, force=force, undo=backwards, at=at)
+    with services.following.restoring(name.partition("@")[0] if target is None else target):
+        restored = services.contents.restore(name, target, force=force, undo=backwards, at=at)
     answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:
         answer["VolumeBackup"] = restored.backup
@@ -96,7 +104,10 @@ def replicate(services: Services, body: Body) -> Answer:
 def synchronize(services: Services, body: Body) -> Answer:
     """Bring newer files of volumes from other hosts."""
     targets, hosts = body.texts("Volumes"), body.texts("Hosts")
-    taken = services.replication.synchronize(targets, hosts)
+    with ExitStack() as stack:
+        for volume in sorted(set(targets)):
+            stack.enter_context(services.following.owning(volume))
+        taken = services.replication.synchronize(targets, hosts)
     return _warning([path for each in taken for path in each.left_out])
 
 
@@ -196,6 +207,7 @@ ENDPOINTS = (
     Endpoint("VolumeDriver.Snapshot.Restore", restore, changes=True, transfers=_is_from_afar),
     Endpoint("VolumeDriver.Clone", clone, changes=True),
     *undo.ENDPOINTS,
+    *follow.ENDPOINTS,
     Endpoint("VolumeDriver.Snapshot.Send", send, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Snapshot.Receive", receive, Lane.TRANSFER, changes=True),
     Endpoint("VolumeDriver.Replicate", replicate, Lane.TRANSFER, changes=True),

@@ -27,6 +27,7 @@ from waitress.wasyncore import readwrite
 from buttervolume.api.http import LARGEST_BODY, MIMETYPE, TRANSFERS, Lane, NoAnswer
 from buttervolume.api.loop import Loop
 from buttervolume.errors import OperationFailed
+from buttervolume.hosts.following import WAITING
 from buttervolume.words import shortened
 
 CONNECTIONS = 4096
@@ -36,6 +37,7 @@ _OTHER_FILES = 1024
 THREADS: Mapping[Lane, int] = {
     Lane.DOCKER_QUESTION: 8,
     Lane.DOCKER: 32,
+    Lane.DOCKER_MOUNT: WAITING + 32,
     Lane.QUESTION: 8,
     Lane.MANAGEMENT: 64,
     Lane.TRANSFER: TRANSFERS + 4,  # those beyond the limit are refused at once

@@ -309,6 +309,12 @@ def _log(call: Call, arguments: argparse.Namespace) -> list[str]:
     return seeing.log(call, arguments)
 
 
+def _follow(call: Call, arguments: argparse.Namespace) -> Outcome:
+    from buttervolume.cli.following import follow
+
+    return Outcome(*follow(call, arguments))
+
+
 _LOCAL: dict[str, Callable[["Config", argparse.Namespace], list[str]]]
 _LOCAL = {"init": _init, "peer": _peer, "run": _run}
 _BY_DAEMON: dict[str, Callable[[Call, argparse.Namespace], list[str] | Outcome]]
@@ -332,6 +338,7 @@ _BY_DAEMON = {
     "log": _log,
     "notify": _notify,
     "volumes": _volumes,
+    "follow": _follow,
     "usage": _usage,
     "doctor": _doctor,
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_IMAGE = "/var/lib/buttervolume.img"
 
 
-ROLES = ("push", "pull", "sync")
+ROLES = ("push", "pull", "sync", "follow")
 """What a key may be for (see `peer --role`)."""
 
 
@@ -97,7 +97,7 @@ def build_parser(asked: str | None = None) -> Parser:
         "peer --authorize pull --node backup < backup.pub >> /root/.ssh/authorized_keys",
         details="This is what the other host runs here. With --role it does no more than the "
         "roles allow: push sends snapshots to here, pull takes them from here, sync lets rsync "
-        "read volumes.",
+        "read volumes, follow is for the members of volumes that follow their service.",
     )
     command.add_argument(
         "--authorize",
@@ -111,7 +111,7 @@ def build_parser(asked: str | None = None) -> Parser:
         action="append",
         choices=ROLES,
         metavar="ROLE",
-        help="allow only what push, pull or sync needs; may be repeated",
+        help="allow only what push, pull, sync or follow needs; may be repeated",
     )
     command.add_argument(
         "--volumes",
@@ -351,6 +351,32 @@ def build_parser(asked: str | None = None) -> Parser:
         "volumes --json",
     )
     _add_json(command)
+
+    command = add(
+        "follow",
+        "Show how volumes that follow their services stand, or decide about one",
+        "follow db",
+        "follow db --every 10 --orphan latest",
+        "follow take db",
+        "follow resolve db db@2026-11-23T21:00:00.123456 clone db-fork",
+        "follow drop db",
+        details="take goes on here, with the newest copy in reach, when the owner is dead. resolve "
+        "... drop deletes a fork, or gives up one of two lines by the id of its epoch; resolve ... "
+        "clone makes a volume of a fork. drop deletes the volume for good, on all members. Without "
+        "these words it exits with 1 on a fork, a lag or a silent member.",
+    )
+    _add_json(command)
+    command.add_argument("--members", metavar="A:B:C", help="on the owner: its members from now on")
+    command.add_argument(
+        "--every", metavar="MINUTES", help="on the owner: between two replications"
+    )
+    command.add_argument(
+        "--orphan",
+        metavar="POLICY",
+        help="on the owner: refuse or latest, when it cannot be reached",
+    )
+    command.add_argument("--yes", action="store_true", help="do not ask, on a terminal either")
+    command.add_argument("words", nargs="*", metavar="volume")
 
     command = add(
         "usage",

@@ -49,6 +49,10 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Take a command line apart; whatever is too much is told by the command that got it."""
     arguments, unknown = parser.parse_known_args(argv)
+    words = getattr(arguments, "words", None)
+    if words is not None and not any(word.startswith("-") for word in unknown):
+        words += unknown  # argparse takes those before the first option alone
+        unknown = []
     if unknown:
         from buttervolume.cli.meant import meant_by_words
 

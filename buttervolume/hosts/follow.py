@@ -6,9 +6,8 @@ Dates decide nothing.
 
 Two things are kept apart. `decide` and its like are pure functions of what the members have said.
 `Acquire` is what a Mount goes through, as a value: it says what is to be done next, is told what
-came of it, and so on to the answer. Nobody carries it out yet but the
-model of the tests, which interleaves members, crashes and cuts between any two steps
-(tests/unit/test_follow_model.py).
+came of it, and so on to the answer. `following` carries it out; the model of the tests interleaves
+members, crashes and cuts between any two steps (tests/unit/test_follow_model.py).
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -171,6 +170,8 @@ class Refuse:
     """The volume is not mounted, and why."""
 
     reason: str
+    may_pass: bool = False
+    """Whether it is worth while to wait a moment and look again."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Group:
                 "handed over when it is mounted here"
             )
         if standing.in_use:
-            return Refuse(f"in use on {owner}")
+            return Refuse(f"in use on {owner}", may_pass=True)
         return AskFor(owner, line)
 
     def _first(self, standings: Mapping[str, Standing]) -> Decision:
@@ -297,6 +298,9 @@ class Group:
                 f"nobody is known to have used it, and {', '.join(away)} cannot be reached, "
                 "which may have; the first time, all members must answer"
             )
+        users = [member for member in self.members if standings[member].in_use]
+        if users and users != [self.me]:  # it was there before it began to follow
+            return Refuse(f"in use on {', '.join(users)}", may_pass=True)
         return Begin(How.FIRST, ())
 
     def _without(
@@ -344,7 +348,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Release:
-    """Have the owner let the volume go to this member: the final copy, or why not, as a string.
+    """Have the owner let the volume go to this member: the final copy, or a refusal.
 
     The owner looks again whether its lock is still held by this very Mount, and nobody uses the
     volume, and has the grant on its disk before it answers."""
@@ -354,7 +358,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Bring a copy here: True, or why not."""
+    """Bring a copy here: True, or a refusal."""
 
     copy: Copy
 
@@ -362,7 +366,7 @@ class Fetch:
 @dataclass(frozen=True)
 class Publish:
     """Put the content of a copy (nothing without one) and the line in the volume's place, in one
-    step; what the volume held and the line does not contain is kept as a fork. True, or why not."""
+    step; what the volume held and the line does not contain is a fork. True, or a refusal."""
 
     line: Line
     copy: Copy | None
@@ -370,7 +374,7 @@ class Publish:
 
 @dataclass(frozen=True)
 class Resume:
-    """Be the owner again, where a grant was given that nobody took. True, or why not."""
+    """Be the owner again, where a grant was given that nobody took. True, or a refusal."""
 
     line: Line
 
@@ -388,6 +392,8 @@ class Answer:
     """The end. An empty string: the volume may be used; else why not."""
 
     reason: str = ""
+    may_pass: bool = False
+    """Whether it is worth while to wait a moment and begin again."""
 
 
 Step = Lock | Look | Release | Fetch | Publish | Resume | Tell | Answer
@@ -416,26 +422,30 @@ class Acquire:
                 return self._after_lock(member, result)
             case Look():
                 return self._after_look(result, new_id)
-            case Release(owner):
+            case Release():
                 if not isinstance(result, Copy):
-                    return self._end(f"{owner} does not let it go: {result}")
+                    return self._refused(result)
                 assert isinstance(self.begin, Begin)
                 return self._fetch(replace(self.begin, copy=result), new_id)
             case Fetch():
-                return self._publish(new_id) if result is True else self._end(str(result))
+                return self._publish(new_id) if result is True else self._refused(result)
             case Publish(line) | Resume(line):
-                return self._tell(line) if result is True else self._end(str(result))
+                return self._tell(line) if result is True else self._refused(result)
             case Tell(members, line):
                 return self._after_tell(members, line, result)
             case Answer():
                 raise AssertionError("it has ended")
 
-    def _end(self, reason: str = "") -> "Acquire":
-        return replace(self, step=Answer(reason))
+    def _end(self, reason: str = "", *, may_pass: bool = False) -> "Acquire":
+        return replace(self, step=Answer(reason, may_pass))
+
+    def _refused(self, result: object) -> "Acquire":
+        assert isinstance(result, Refuse)
+        return self._end(result.reason, may_pass=result.may_pass)
 
     def _after_lock(self, member: str, result: object) -> "Acquire":
         if isinstance(result, str):
-            return self._end(f"{result} is looking for it on {member} now")
+            return self._end(f"{result} is looking for it on {member} now", may_pass=True)
         locked = (*self.locked, member) if result else self.locked
         if not result and member == self.group.me:
             return self._end("this host cannot lock it")
@@ -445,10 +455,10 @@ class Acquire:
 
     def _after_look(self, result: object, new_id: str) -> "Acquire":
         if not isinstance(result, Mapping):
-            return self._end("the connection to a member was lost")
+            return self._end("the connection to a member was lost", may_pass=True)
         match self.group.decide(result, by_hand=self.by_hand):
-            case Refuse(reason):
-                return self._end(reason)
+            case Refuse(reason, may_pass):
+                return self._end(reason, may_pass=may_pass)
             case GoOn(line):
                 if result[self.group.me].role is Role.GRANTED:
                     return replace(self, step=Resume(line))
@@ -477,7 +487,7 @@ class Acquire:
 
     def _after_tell(self, members: tuple[str, ...], line: Line, result: object) -> "Acquire":
         assert isinstance(result, int)
-        if is_majority(result + 1, len(self.group.members)):
+        if self.by_hand or is_majority(result + 1, len(self.group.members)):
             return self._end()
         return self._end(f"only {result} of {len(members)} other members could be told")
 
@@ -486,11 +496,24 @@ class Acquire:
 
 
 def is_superseded(mine: Standing, line: Line) -> bool:
-    """Whether a line that was heard of says that somebody else goes on with the volume."""
+    """Whether a line that was heard of says that somebody else goes on with what was this
+    member's."""
     return (
-        mine.role in (Role.OWNER, Role.GRANTED)
-        and len(line) > len(mine.known)
+        mine.role in (Role.OWNER, Role.GRANTED, Role.SUPERSEDED)
+        and bool(line)
         and begins(mine.known, line)
+        and line[-1].owner != mine.member
+    )
+
+
+def is_owner_again(mine: Standing) -> bool:
+    """Whether a member that had stepped back holds the end of the line: what others had gone on
+    with was given up."""
+    return (
+        mine.role in (Role.REPLICA, Role.SUPERSEDED)
+        and bool(mine.held)
+        and mine.held == mine.known
+        and mine.held[-1].owner == mine.member
     )
 
 

@@ -18,9 +18,11 @@ ROLES: Mapping[str, frozenset[str]] = {
     "push": frozenset(("look", "receive", "discard")),
     "pull": frozenset(("look", "send", "received")),
     "sync": frozenset(("rsync",)),
+    "follow": frozenset(("follow", "look", "receive", "discard", "send", "received")),
 }
 """The verbs of each role."""
-VERBS = frozenset().union(*ROLES.values())
+VERBS = frozenset(("drop",)).union(*ROLES.values())
+"""All there are: what deletes for good is in no role."""
 REFUSED = "this key does not allow the command"
 """Begins what is said to whoever asks for something else than a session, or rsync."""
 ASKED = ("buttervolume", "peer")

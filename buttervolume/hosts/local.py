@@ -80,5 +80,5 @@ def facts_of(snapshot: Snapshot, root: Directory) -> Facts:
         receive_transid=found.receive_transid,
         settled=found.settled,
         taken=snapshot.taken,
-        backup=attributes.is_backup(root, str(snapshot.name)),
+        backup=attributes.is_set_aside(root, str(snapshot.name)),
     )

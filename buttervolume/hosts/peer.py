@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from buttervolume import names
@@ -42,9 +42,13 @@ from buttervolume.system import btrfs, command, namespace, uuids
 from buttervolume.system.command import Flow, Process
 from buttervolume.words import shortened
 
+if TYPE_CHECKING:
+    from buttervolume.hosts.attend import Attendant
+
 SILENCE = 60.0
 """Seconds in which the other side must ask for something."""
-_LONGEST_REQUEST = 1 << 16
+_LONGEST_REQUEST = 1 << 18
+"""Bytes: a long line of epochs fits."""
 
 
 class Peer:
@@ -73,7 +77,10 @@ class Peer:
             "discard": self._discard,
             "send": self._send,
             "received": self._received,
+            "follow": self._follow,
+            "drop": self._drop,
         }
+        self._attendant: Attendant | None = None
 
     def serve(self) -> bool:
         """Answer until the other side has no more requests; False if that ended otherwise. Raises
@@ -88,7 +95,7 @@ class Peer:
         try:
             self._say(greeting)
             while True:
-                request = self._inlet.message(self._silence, longest=_LONGEST_REQUEST)
+                request = self._inlet.message(self._patience, longest=_LONGEST_REQUEST)
                 if request is None:
                     return True
                 if not self._answer(request):
@@ -99,7 +106,17 @@ class Peer:
             self._complain(error)
         except BrokenPipeError:
             pass
+        finally:
+            if self._attendant is not None:
+                self._attendant.close()
         return False
+
+    @property
+    def _patience(self) -> float:
+        """Seconds in which the other side must say something."""
+        if self._attendant is not None and self._attendant.is_locking:
+            return min(self._silence, self._attendant.silence)
+        return self._silence
 
     def _answer(self, request: Mapping[str, Any]) -> bool:
         """Carry out one request; whether there can be another."""
@@ -201,7 +218,7 @@ class Peer:
                     receive_transid=info.receive_transid,
                     settled=info.settled,
                     receiving=notes.get(str(name)),
-                    backup=_is_backup(path),
+                    backup=_is_set_aside(path),
                 )
             )
         return found
@@ -289,6 +306,22 @@ class Peer:
         catalog = Catalog(self._directory, self._config.dtformat)
         Snapshots(catalog, volumes).mark_sent(name, self._sender())
         return {"marked": str(name)}
+
+    def _follow(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do another member's bidding about a volume that follows its service."""
+        volume = self._guard.check_volume(_text(request["volume"]))
+        if self._attendant is None:
+            from buttervolume.hosts.attend import Attendant, member_of
+
+            self._attendant = Attendant(member_of(self._config), self._sender())
+        return self._attendant.answer(volume, request)
+
+    def _drop(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Delete such a volume for good."""
+        volume = self._guard.check_volume(_text(request["volume"]))
+        if self._attendant is None:
+            raise NotAllowed(f"{volume}: it is deleted under its lock only")
+        return self._attendant.drop(volume)
 
     def _whole(self, name: SnapshotName) -> Path:
         """The path of a snapshot that can be sent. Raises NoSuchSnapshot, IncompleteSnapshot."""
@@ -394,9 +427,9 @@ def _text(value: object) -> str:
     return value
 
 
-def _is_backup(path: Path) -> bool:
+def _is_set_aside(path: Path) -> bool:
     try:
         with btrfs.opened(path) as root:
-            return attributes.is_backup(root, path.name)
+            return attributes.is_set_aside(root, path.name)
     except OSError:
         return False

@@ -10,6 +10,8 @@ request, with its answer:
   stream, then `{}`.
 - `{"do": "received", "name"}`: the other side has it, and a marker here will say so: `{"marked"}`.
 - `{"do": "discard", "name"}`: `{"discarded"}`.
+- `{"do": "follow", "volume", "what"}`, about a volume that follows its service (see `attend`).
+- `{"do": "drop", "volume"}`: `{}`. Such a volume, which the session has locked, is deleted.
 - `{"do": "still"}`: `{"still": true}` if a new session would have the same to say; else the peer
   ends this one. Every key may ask that.
 

@@ -175,6 +175,20 @@ class Session:
             return False
         return said is not None and said.get("still") is True
 
+    def follow(
+        self, what: str, volume: str, flow: Flow, limit: float, **more: object
+    ) -> dict[str, Any]:
+        """Ask about a volume that follows its service; `limit` is in seconds."""
+        with self._told():
+            self._say(do="follow", what=what, volume=volume, **more)
+            return self._answer(flow, limit)
+
+    def drop(self, volume: str, flow: Flow, limit: float) -> None:
+        """Have a followed volume deleted that this session has locked; `limit` is in seconds."""
+        with self._told():
+            self._say(do="drop", volume=volume)
+            self._answer(flow, limit)
+
     def discard(self, name: SnapshotName, flow: Flow) -> None:
         """Remove a partial copy there that this host has left."""
         with self._told():
@@ -187,8 +201,8 @@ class Session:
     def _say(self, **request: object) -> None:
         say(self._outlet, request, self._limit)
 
-    def _answer(self, flow: Flow) -> dict[str, Any]:
-        said = self._inlet.message(self._limit, flow)
+    def _answer(self, flow: Flow, limit: float | None = None) -> dict[str, Any]:
+        said = self._inlet.message(self._limit if limit is None else limit, flow)
         if said is None:
             raise PeerGone("the other side has ended the session")
         if "error" in said:

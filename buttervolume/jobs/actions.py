@@ -5,6 +5,8 @@ help, its completion and its hints, which a test holds against ACTIONS.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -24,6 +26,10 @@ class Tools:
     snapshots: Snapshots
     replication: Replication
     transfers: Transfers
+    check_owner: Callable[[str], None] = lambda volume: None
+    """Raises NotOwner if a volume follows its service, and this host does not own it."""
+    owning: Callable[[str], AbstractContextManager[None]] = lambda volume: nullcontext()
+    """Keeps such a volume here while something works on it; raises NotOwner, FollowBusy."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ class Action(ABC):
     """Whether there is a new snapshot each time that the volume has changed."""
     needs_volume: ClassVar[bool] = True
     """Whether there is nothing to do for a volume that does not exist: the job waits for it."""
+    everywhere: ClassVar[bool] = False
+    """Whether it is for every member of a volume that follows its service, not for its owner only.
+    """
 
     @classmethod
     @abstractmethod
@@ -108,6 +117,7 @@ class Purge(Action):
     kind = "purge"
     usage = "purge:<pattern>"
     needs_volume = False  # what was received is purged where there is no volume
+    everywhere = True
 
     @classmethod
     def parse(cls, rest: str) -> Self:
@@ -219,7 +229,8 @@ class Synchronize(Action):
 
     def run(self, volume: str, tools: Tools) -> Done:
         """Bring them; the snapshot that was taken first is the way back."""
-        [taken] = tools.replication.synchronize([volume], self.sources)
+        with tools.owning(volume):
+            [taken] = tools.replication.synchronize([volume], self.sources)
         return Done("synchronized", taken.name, _left_out(taken))
 
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from buttervolume.errors import ButtervolumeError, Cancelled, NoSuchVolume, TooManyTransfers
+from buttervolume.errors import (
+    ButtervolumeError,
+    Cancelled,
+    NoSuchVolume,
+    NotOwner,
+    TooManyTransfers,
+)
 from buttervolume.jobs.actions import Done, Tools, parse_action
 from buttervolume.jobs.history import History, Run
 from buttervolume.jobs.memory import (
@@ -131,6 +137,8 @@ class Scheduler:
         self._planned = datetime.max.replace(tzinfo=UTC)
         self._jobs: dict[str, Job] = {}
         self._waiting: frozenset[str] = frozenset()
+        self._elsewhere: set[str] = set()
+        """The jobs whose volume another host owns, as the last attempt found."""
         self._due: list[tuple[datetime, int, str]] = []
         """A heap of when to look at which job, by its place in the file and its key; it may be too
         early, never too late."""
@@ -160,7 +168,7 @@ class Scheduler:
                 dict(self._jobs),
                 dict(self._memories),
                 dict(self._running),
-                self._waiting,
+                self._waiting | self._elsewhere,
                 time.monotonic() - self._last_round,
             )
 
@@ -335,12 +343,18 @@ class Scheduler:
         done, failure = Done(""), None
         with self._tools.transfers.tally() as tally:
             try:
+                if not job.task.everywhere:
+                    self._tools.check_owner(job.volume)
                 done = job.task.run(job.volume, self._tools)
             except ButtervolumeError as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - a worker lives on, the job is tried again
                 self._log.exception("%s: unexpected fault", job.key)
                 failure = ButtervolumeError(f"unexpected fault: {error!r}")
+        with self._changed:
+            self._elsewhere.discard(job.key)
+            if isinstance(failure, NotOwner):
+                self._elsewhere.add(job.key)
         for warning in done.warnings:
             self._log.warning("%s: %s", job.key, warning)
         if failure is None or not (_waits(job, failure) or self._stopping):
@@ -415,7 +429,10 @@ class Scheduler:
 
 
 def _waits(job: Job, error: ButtervolumeError) -> bool:
-    """Whether a job had nothing to do, since there is no such volume: no failure."""
+    """Whether a job had nothing to do, since there is no such volume, or it follows its service and
+    is elsewhere: no failure."""
+    if isinstance(error, NotOwner):
+        return error.volume == job.volume
     return isinstance(error, NoSuchVolume) and error.name == job.volume
 
 

@@ -81,8 +81,9 @@ class Observer:
         held = report.by_volume.get(volume)
         if purge is None or held is None or not isinstance(purge.job.task, Purge):
             return None
+        forks = self._catalog.forks(volume)
         ahead = forecast(
-            held.holdings.snapshots,
+            [each for each in held.holdings.snapshots if str(each.name) not in forks],
             purge.job.task.pattern,
             local(max(purge.next_run or report.now, report.now)),
             interval((status.job for status in jobs), report.now),

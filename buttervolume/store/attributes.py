@@ -5,6 +5,7 @@ can read or write them (xattr(7)), and no container has.
 """
 
 import errno
+import json
 import os
 from contextlib import suppress
 
@@ -15,11 +16,15 @@ KEEP = "keep"
 """How long a removed volume is kept, if it says so itself."""
 SIZE = "size"
 """How many bytes a volume may hold."""
-NAMES = (KEEP, SIZE)
+FOLLOW = "follow"
+"""Who a volume follows its service among, and which version of it this is (see
+`hosts.charter`). It never goes to another volume, but to the snapshots and with them."""
+NAMES = (KEEP, SIZE, FOLLOW)
 """All there are. They are asked for one by one: a container may give the root so many attributes of
 its own that no list of them is to be had (64 KiB at the most, listxattr(2))."""
 _KIND = PREFIX + "kind"
 _BACKUP = "backup of "
+_FORK = "fork of "
 
 
 def read(root: Directory) -> dict[str, str]:
@@ -50,8 +55,14 @@ def call_backup(root: Directory, snapshot: str) -> None:
     os.setxattr(root.descriptor, _KIND, f"{_BACKUP}{snapshot}".encode())
 
 
+def call_fork(root: Directory, snapshot: str) -> None:
+    """Say that the snapshot of that name, which is yet to be taken of this volume, is a fork: what
+    one host of a followed volume held and the others do not go on with."""
+    os.setxattr(root.descriptor, _KIND, f"{_FORK}{snapshot}".encode())
+
+
 def forget_kind(root: Directory) -> None:
-    """Take back what `call_backup` said, if it did."""
+    """Take back what `call_backup` or `call_fork` said, if they did."""
     with suppress(OSError):
         os.getxattr(root.descriptor, _KIND)  # to remove nothing would cost a transaction
         os.removexattr(root.descriptor, _KIND)
@@ -59,8 +70,48 @@ def forget_kind(root: Directory) -> None:
 
 def is_backup(root: Directory, snapshot: str) -> bool:
     """Whether a snapshot of that name, or the one that it marks as sent, is a backup."""
+    return _is(_BACKUP, root, snapshot)
+
+
+def is_fork(root: Directory, snapshot: str) -> bool:
+    """Whether a snapshot of that name, or the one that it marks as sent, is a fork."""
+    return _is(_FORK, root, snapshot)
+
+
+def is_set_aside(root: Directory, snapshot: str) -> bool:
+    """Whether it is one of these, which are never meant by the newest of a volume."""
+    return is_backup(root, snapshot) or is_fork(root, snapshot)
+
+
+def _is(kind: str, root: Directory, snapshot: str) -> bool:
     try:
-        kind = os.getxattr(root.descriptor, _KIND)
+        said = os.getxattr(root.descriptor, _KIND).decode(errors="replace")
     except OSError:  # there is none
         return False
-    return f"{snapshot}@".startswith(kind.decode(errors="replace").removeprefix(_BACKUP) + "@")
+    return said.startswith(kind) and f"{snapshot}@".startswith(f"{said.removeprefix(kind)}@")
+
+
+def follows(root: Directory) -> bool:
+    """Whether a volume follows its service."""
+    try:
+        os.getxattr(root.descriptor, PREFIX + FOLLOW)
+    except OSError:  # it does not
+        return False
+    return True
+
+
+def leave_behind(root: Directory) -> None:
+    """Let what was copied from a volume that follows its service be a volume of its own."""
+    if follows(root):
+        os.removexattr(root.descriptor, PREFIX + FOLLOW)
+
+
+def count_snapshot(root: Directory) -> None:
+    """Let a followed volume have the next number, before a snapshot of it is taken, so that no two
+    pass for the same version. Raises ValueError, OSError."""
+    values = json.loads(os.getxattr(root.descriptor, PREFIX + FOLLOW))
+    if not isinstance(values, dict) or not isinstance(values.get("seq"), int):
+        raise ValueError("it has no number")
+    values["seq"] += 1
+    data = json.dumps(values, separators=(",", ":"))
+    os.setxattr(root.descriptor, PREFIX + FOLLOW, data.encode())

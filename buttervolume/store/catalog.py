@@ -77,6 +77,8 @@ class _Entry:
     is_received: bool
     is_backup: bool
     """Whether a restore made it, of what it replaced."""
+    is_fork: bool
+    """Whether it is what a host of a followed volume held and the others do not go on with."""
 
     @property
     def taken(self) -> datetime | None:
@@ -207,12 +209,14 @@ class _Newest:
 
 
 def _newest(entries: Iterable[_Entry], now: datetime) -> _Newest:
-    """Count snapshots, and find the newest. A backup is never meant by the latest, nor is one that
-    was received and has a date in the future, which cannot be believed."""
+    """Count snapshots, and find the newest. A backup or a fork is never meant by the latest, nor is
+    one that was received and has a date in the future, which cannot be believed."""
     count, possible = 0, list[_Entry]()
     for entry in entries:
         count += 1
-        if entry.taken is not None and not entry.is_backup and not entry.is_from_the_future(now):
+        if entry.taken is None or entry.is_backup or entry.is_fork:
+            continue
+        if not entry.is_from_the_future(now):
             possible.append(entry)
     own = [entry for entry in possible if entry.is_own]
     others = [entry for entry in possible if not entry.is_own]
@@ -421,6 +425,10 @@ class Catalog:
         """The names of a volume's snapshots that came from other hosts."""
         return frozenset(str(e.snapshot.name) for e in self._entries(volume) if e.is_received)
 
+    def forks(self, volume: str) -> "tuple[str, ...]":
+        """The names of a followed volume's snapshots that are forks, sorted; markers too."""
+        return tuple(sorted(str(e.snapshot.name) for e in self._entries(volume) if e.is_fork))
+
     def is_backup(self, name: SnapshotName) -> bool:
         """Whether a restore made a snapshot, of what it replaced."""
         return any(e.is_backup for e in self._entries(name.volume) if e.snapshot.name == name)
@@ -589,6 +597,7 @@ class Catalog:
                 raise NotADirectoryError
             info = directory.info()
             is_backup = attributes.is_backup(directory, text)
+            is_fork = attributes.is_fork(directory, text)
         if not info.is_complete or os.path.lexists(f"{self.path}/{names.receiving_note(text)}"):
             return None
         return _Entry(
@@ -598,6 +607,7 @@ class Catalog:
             created=info.created.replace(tzinfo=None) if info.created else None,
             is_received=info.received_uuid is not None,
             is_backup=is_backup,
+            is_fork=is_fork,
         )
 
     def _may_have_settled(self, name: str) -> bool:

@@ -75,6 +75,15 @@ class Contents:
         with self._snapshots.in_transfer.hold(snapshot):
             yield self._catalog.check_complete(snapshot)
 
+    def new_from(self, snapshot: str, target: str) -> Taken:
+        """Make a new volume with the content of a snapshot. Raises NoSuchSnapshot, VolumeExists."""
+        names.check_new_volume(target)
+        with self._volumes.mutexes.hold(target):
+            if self._volumes.exists(target):
+                raise VolumeExists(target)
+            with self._kept(snapshot) as source:
+                return Taken(target, self._make_volume(source, target, f"copy {snapshot}"))
+
     def clone(self, volume: str, target: str) -> Taken:
         """Make a new volume with the content of another. Raises NoSuchVolume, VolumeExists."""
         names.check_new_volume(target)
@@ -225,11 +234,12 @@ class Contents:
 
 def copy(source: Path, target: Path, like: Path | None = None) -> None:
     """Make a writable snapshot that can be given a name, even if the source is immutable. It gets
-    the attributes of ours that the volume `like` has, else keeps its own."""
+    the attributes of ours that the volume `like` has, else keeps its own, and follows nobody."""
     btrfs.snapshot(source, target, readonly=False)
     with btrfs.opened(target) as root, quota.unlimited(root):
         if root.is_protected():
             root.unprotect()
+        attributes.leave_behind(root)
         if like is not None:
             with btrfs.opened(like) as pattern:
                 attributes.write(root, attributes.read(pattern))

@@ -172,6 +172,7 @@ def judge(
     now: datetime,
     in_transfer: Collection[str] = (),
     received: Collection[str] = (),
+    forks: Collection[str] = (),
 ) -> list[Verdict]:
     """Decide about the snapshots and the sent markers of one volume, in their order.
 
@@ -187,8 +188,10 @@ def judge(
     each host and the snapshot that it marks, the newest that was `received` from another host, and
     what is in transfer. Such ones count when the
     oldest of a timeframe is looked for. Markers are judged apart from snapshots, host by host.
+    `forks` are kept, and count for nothing.
     """
-    snapshots = list(snapshots)
+    everything = list(snapshots)
+    snapshots = [snapshot for snapshot in everything if str(snapshot.name) not in forks]
     by_host: dict[str | None, list[Snapshot]] = {}
     for snapshot in snapshots:
         by_host.setdefault(snapshot.name.host, []).append(snapshot)
@@ -207,7 +210,9 @@ def judge(
             if reason is not None and not verdict.keep:
                 verdict = Verdict(verdict.name, True, reason)
             verdicts[verdict.name] = verdict
-    return [verdicts[snapshot.name] for snapshot in snapshots]
+    for snapshot in everything:
+        verdicts.setdefault(snapshot.name, Verdict(snapshot.name, True, "a fork"))
+    return [verdicts[snapshot.name] for snapshot in everything]
 
 
 def _protected(

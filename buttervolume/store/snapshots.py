@@ -1,9 +1,10 @@
 """Snapshots: read-only subvolumes of one directory, named after a volume and a moment."""
 
+import fcntl
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,6 +30,9 @@ _NAMED = 20
 """How many nested subvolumes a message names."""
 _LONGEST_NAMED = 100
 """Characters of a path that a message shows."""
+_NUMBERS = ".buttervolume-numbers"
+"""A file beside the snapshots. Who holds its lock may number a snapshot of a followed volume: the
+daemon, and sessions of other hosts."""
 FAR = timedelta(hours=1)
 """How far a date may be ahead of the clock: summer time ends with an hour that comes twice."""
 
@@ -121,9 +125,16 @@ class Snapshots:
             return None
         return None
 
-    def take_held(self, volume: str, *, provisional: bool = False, backup: bool = False) -> Taken:
+    def take_held(
+        self,
+        volume: str,
+        *,
+        provisional: bool = False,
+        backup: bool = False,
+        fork: bool = False,
+    ) -> Taken:
         """Snapshot a volume whose mutex is held; the backup of a restore is marked, and so is the
-        volume: `attributes.forget_kind` if that stays."""
+        volume: `attributes.forget_kind` if that stays. A fork is marked as well."""
         source = self._volumes.mountpoint(volume)
         try:
             name = str(self._free_name(volume))
@@ -136,11 +147,33 @@ class Snapshots:
             if backup:
                 with btrfs.opened(source) as root, root.writable(), quota.unlimited(root):
                     attributes.call_backup(root, name)
-            btrfs.snapshot(source, self._catalog.path / name, readonly=True)
-        except (CommandFailed, OSError) as error:
-            reason = explain(error, source)
+            if fork:
+                with btrfs.opened(source) as root, root.writable():
+                    attributes.call_fork(root, name)
+            with self._numbered(source):
+                btrfs.snapshot(source, self._catalog.path / name, readonly=True)
+        except (CommandFailed, OSError, ValueError) as error:
+            reason = error if isinstance(error, ValueError) else explain(error, source)
             raise OperationFailed(f"snapshot volume {volume}", reason) from error
         return Taken(name, missing, self._catalog.ahead(volume, self._now()))
+
+    @contextmanager
+    def _numbered(self, source: Path) -> Iterator[None]:
+        """Give a volume that follows its service the number of the snapshot that the block takes;
+        nobody else, of this process or another, takes one meanwhile."""
+        with btrfs.opened(source) as root:
+            if not attributes.follows(root):
+                yield
+                return
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.open(self._catalog.path / _NUMBERS, flags, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                with root.writable():
+                    attributes.count_snapshot(root)
+                yield
+            finally:
+                os.close(lock)
 
     def _free_name(self, volume: str) -> SnapshotName:
         """The name of this moment, or of the next tick of the date format that has none yet and is
@@ -220,7 +253,8 @@ class Snapshots:
             )
             return PurgePlan([Verdict(each.name, True, reason) for each in snapshots], warning)
         received = self._catalog.received(volume)
-        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held(), received))
+        forks = self._catalog.forks(volume)
+        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held(), received, forks))
 
     def _taken_later(
         self, volume: str, snapshots: Sequence[Snapshot], now: datetime

@@ -126,6 +126,11 @@ def sync(alpha: Host, beta: Host, install: None) -> Key:
 
 
 @pytest.fixture
+def follow(alpha: Host, beta: Host, install: None) -> Key:
+    return steal(alpha, beta, "follow")
+
+
+@pytest.fixture
 def key(request: pytest.FixtureRequest) -> Key:
     found: Key = request.getfixturevalue(request.param)
     return found
@@ -145,7 +150,7 @@ def stream(name: str, *commands: bytes, uuid: UUID = OURS) -> bytes:
     return b"".join((header(2), begin, *commands, command(Command.END)))
 
 
-ALL_KEYS = pytest.mark.parametrize("key", ["push", "pull", "sync"], indirect=True)
+ALL_KEYS = pytest.mark.parametrize("key", ["push", "pull", "sync", "follow"], indirect=True)
 COMMANDS = (
     "id", "sh -c id", "buttervolume peer; id", "buttervolume peer --role pull", "$(id)", "`id`",
     "buttervolume run", "rsync --server --sender -L . /etc/", "rsync --server -r . /tmp/x",
@@ -564,3 +569,63 @@ def test_the_doctor_of_the_other_host_finds_a_guarded_key_good(
     found = {one["Check"]: one for one in json.loads(done.stdout)["Findings"]}
     assert found["key"]["Message"] == f"it is accepted, and guarded: {allowed}"
     assert found["clock"]["Level"] == "good"
+
+
+# follow
+
+
+def asked(volume: str, what: str, **more: object) -> dict[str, Any]:
+    return {"do": "follow", "volume": volume, "what": what, **more}
+
+
+def test_a_follow_key_asks_about_its_volumes_and_no_others(
+    follow: Key, volumes: tuple[str, str]
+) -> None:
+    shop, secret = volumes
+    answer = follow.ask(*(asked(shop, each) for each in ("lock", "report", "beat")))
+    assert answer.refusals() == [""] * 3
+    verbs = ("lock", "report", "release", "hear")
+    answer = follow.ask(*(asked(secret, each, grantee="alpha") for each in verbs))
+    assert answer.refusals() == ["NotAllowed"] * 4
+
+
+def test_a_follow_key_has_nothing_let_go_without_its_lock_nor_to_somebody_else(
+    follow: Key, volumes: tuple[str, str], beta: Host
+) -> None:
+    shop, _ = volumes
+    beta.create(shop, follow="alpha:beta")
+    assert follow.ask(asked(shop, "release", grantee="alpha")).refusals() == ["NotAllowed"]
+    locked = follow.ask(asked(shop, "lock"), asked(shop, "release", grantee="gamma"))
+    assert locked.refusals() == ["", "NotAllowed"]
+    never_used = follow.ask(asked(shop, "lock"), asked(shop, "release", grantee="alpha"))
+    assert "does not own it" in never_used.said()[1]["refused"]
+
+
+def test_a_follow_key_deletes_nothing(follow: Key, volumes: tuple[str, str], beta: Host) -> None:
+    shop, _ = volumes
+    beta.create(shop, follow="alpha:beta")
+    snapshot = beta.snapshot(shop)
+    answer = follow.ask(asked(shop, "lock"), {"do": "drop", "volume": shop})
+    assert answer.refusals() == ["", "NotAllowed"]
+    follow.ask({"do": "discard", "name": snapshot})
+    assert snapshot in beta.snapshot_names(shop)
+    assert beta.file(shop, "ware").read_text() == "a ware of the shop"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"line": None, "dropped": []},
+        {"line": {"owners": ["alpha"] * 1000, "epochs": []}, "dropped": []},
+        {"line": {"owners": ["alpha"], "epochs": ["aaaa t 0 0 0"]}, "dropped": []},
+        {"line": {"owners": ["../etc"], "epochs": ["aaaa f 0"]}, "dropped": []},
+        {"line": {"owners": ["alpha"], "epochs": ["aaaa f 0"]}, "dropped": "all"},
+    ],
+)
+def test_what_a_follow_key_tells_must_be_well_formed(
+    follow: Key, volumes: tuple[str, str], more: dict[str, object], beta: Host
+) -> None:
+    shop, _ = volumes
+    beta.create(shop, follow="alpha:beta")
+    assert follow.ask(asked(shop, "hear", **more)).refusals() == ["BadCharter"]
+    assert beta.api.call("Get", Name=shop)["Volume"]["Status"]["Epoch"] == 0

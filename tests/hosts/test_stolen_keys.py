@@ -14,7 +14,7 @@ from tests.support.manual import text
 from tests.support.streams import command
 
 NUMBERS = count(1)
-ROLES = ("push", "pull", "sync")
+ROLES = ("push", "pull", "sync", "follow")
 WARE = "a ware of the shop"
 
 
@@ -143,7 +143,7 @@ def table() -> dict[str, dict[str, bool]]:
     found = {}
     for line in page.splitlines():
         cells = re.split(r" {2,}", line.strip())
-        if len(cells) == 4 and set(cells[1:]) <= {"no", "**yes**"}:
+        if len(cells) == len(ROLES) + 1 and set(cells[1:]) <= {"no", "**yes**"}:
             found[cells[0]] = {
                 role: cell != "no" for role, cell in zip(ROLES, cells[1:], strict=True)
             }

@@ -20,6 +20,7 @@ from buttervolume.hosts.follow import (
     Look,
     Policy,
     Publish,
+    Refuse,
     Release,
     Resume,
     Role,
@@ -181,9 +182,9 @@ class Rules:
             case Release(owner):
                 there = world[owner]
                 if not self._holds(world, me, (owner,)):
-                    yield f"{what} lost", on("the connection was lost")
+                    yield f"{what} lost", on(Refuse("the connection was lost"))
                 elif not self.lets_go(there):
-                    yield f"{what} refused", on("it is in use")
+                    yield f"{what} refused", on(Refuse("it is in use"))
                 else:
                     assert there.volume is not None
                     kept = there.copies | {(there.line, there.volume)}
@@ -192,7 +193,7 @@ class Rules:
                     yield f"{what} {owner}", on(final, world.changed((owner, granted)))
             case Fetch(copy):
                 if not world.are_joined(me, copy.member):
-                    yield f"{what} lost", on("the connection was lost")
+                    yield f"{what} lost", on(Refuse("the connection was lost"))
                 else:
                     content = self.content(world[copy.member], copy)
                     here = replace(member, copies=member.copies | {(copy.version.line, content)})

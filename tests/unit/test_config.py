@@ -58,6 +58,7 @@ def test_without_file_and_variables_there_are_the_defaults(file: Path) -> None:
         web=None,
         web_token="",
         node=socket.gethostname(),
+        peers=(),
         notify=(),
         ssh_port=1122,
     )
@@ -107,6 +108,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         "WEB": "127.0.0.1:9178",
         "WEB_TOKEN": "secret",
         "NODE": "alpha",
+        "PEERS": "alpha, beta gamma",
         "NOTIFY": "json://a  ntfy://b/c",
     }
     expected = Config(
@@ -126,6 +128,7 @@ def test_every_key_can_be_set_in_either_place(file: Path) -> None:
         web=Address("127.0.0.1", 9178),
         web_token="secret",
         node="alpha",
+        peers=("alpha", "beta", "gamma"),
         notify=("json://a", "ntfy://b/c"),
         ssh_port=1122,
     )

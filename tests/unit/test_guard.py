@@ -17,7 +17,7 @@ from buttervolume.hosts.guard import (
 )
 
 VOLUMES = Path("/var/lib/buttervolume/volumes")
-PUSH, PULL, SYNC = (Guard(frozenset([role]), ("shop-*", "db")) for role in ROLES)
+PUSH, PULL, SYNC, FOLLOW = (Guard(frozenset([role]), ("shop-*", "db")) for role in ROLES)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIaqK1zYt9Cq root@web1"
 SHORT = "-ulHogDtpAXrSe.iLsfxCIvu"
 RSYNC = f"rsync --server --sender {SHORT} --timeout=300 --numeric-ids ."
@@ -28,7 +28,8 @@ def test_each_role_has_its_verbs_and_together_they_have_all() -> None:
     assert PULL.verbs == {"look", "send", "received"}
     assert SYNC.verbs == {"rsync"}
     assert Guard(frozenset(["push", "pull"])).verbs == PUSH.verbs | PULL.verbs
-    assert Guard().verbs == PUSH.verbs | PULL.verbs | SYNC.verbs
+    assert FOLLOW.verbs == PUSH.verbs | PULL.verbs | {"follow"}
+    assert Guard().verbs == FOLLOW.verbs | SYNC.verbs | {"drop"}
     assert not Guard().is_on
 
 

@@ -1,0 +1,248 @@
+"""A Mount on its way: carries out what `follow.Acquire` says is next, on the members' disks."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from buttervolume.errors import (
+    ButtervolumeError,
+    FollowBusy,
+    FollowRefused,
+    HostFailed,
+    InUse,
+    PartialCopyBusy,
+    TransferBusy,
+)
+from buttervolume.hosts.charter import Charter, Report
+from buttervolume.hosts.follow import (
+    Acquire,
+    Answer,
+    Copy,
+    Fetch,
+    Group,
+    Line,
+    Lock,
+    Look,
+    Policy,
+    Publish,
+    Refuse,
+    Release,
+    Resume,
+    Role,
+    Step,
+    Tell,
+)
+from buttervolume.hosts.link import Connect, Link, Links, linked, reached
+from buttervolume.hosts.member import Member
+
+OWNERS_PATIENCE = 5.0
+"""Seconds that an owner waits for the others, who may know that somebody has taken over."""
+LOGIN_PATIENCE = 30.0
+"""Seconds to wait for a member: who is dead does not answer for 10 (ConnectTimeout of ssh), and who
+is slow must not pass for dead."""
+LOCK_PATIENCE = 10.0
+"""Seconds to wait until who has the lock is done."""
+_BUSY_PATIENCE = 60.0
+"""Seconds for which the same copy may be on its way here by other means."""
+_REGROUPINGS = 3
+
+
+class _Regroup(Exception):
+    """The members are others than was thought."""
+
+    def __init__(self, charter: Charter) -> None:
+        self.charter = charter
+
+
+@dataclass
+class Progress:
+    """What an acquisition is doing, for those who wait for it."""
+
+    fetching: Copy | None = None
+    locked: bool = False
+
+
+class Acquirer:
+    """Makes this host the owner of a volume, if that may be."""
+
+    def __init__(
+        self, member: Member, connect: Connect, fetch: Callable[[str, str], object]
+    ) -> None:
+        """`fetch` brings a snapshot from a host. It raises ButtervolumeError."""
+        self._member = member
+        self._connect = connect
+        self._fetch = fetch
+        self._log = logging.getLogger(__name__)
+
+    def acquire(
+        self,
+        volume: str,
+        progress: Progress,
+        done: Callable[[], None],
+        heard: Callable[[Links, Mapping[str, Report]], None],
+        *,
+        by_hand: bool = False,
+    ) -> Answer:
+        """Try once. `done` is called if the volume may be used, while the locks are held; `heard`
+        when the members have said how they stand. Raises ButtervolumeError."""
+        charter = self._member.report(volume, with_use=False).charter
+        for _ in range(_REGROUPINGS):
+            if charter is None:
+                raise FollowRefused(volume, "it follows nobody any more")
+            try:
+                return self._with(charter, volume, progress, done, heard, by_hand)
+            except _Regroup as error:
+                charter = error.charter
+        raise FollowRefused(volume, "its members change all the time")
+
+    def _with(
+        self,
+        charter: Charter,
+        volume: str,
+        progress: Progress,
+        done: Callable[[], None],
+        heard: Callable[[Links, Mapping[str, Report]], None],
+        by_hand: bool,
+    ) -> Answer:
+        me = self._member.name
+        check_is_member(me, volume, charter)
+        group = Group(me, charter.members, charter.policy)
+        patient = not self._member.owns(volume) or group.must_tell()
+        limit = LOGIN_PATIENCE if patient else OWNERS_PATIENCE
+        acquire = Acquire.start(group, by_hand=by_hand)
+        with linked(self._member, volume, charter.members, self._connect, limit) as links:
+            if patient:
+                _check_configuration(links)
+            while not isinstance(acquire.step, Answer):
+                self._log.debug("%s: %s", volume, acquire.step)
+                try:
+                    result = self._carry_out(volume, charter, acquire.step, links, progress, heard)
+                except ButtervolumeError as error:
+                    if isinstance(acquire.step, Lock):
+                        raise
+                    if isinstance(acquire.step, Look):
+                        return Answer(str(error), may_pass=isinstance(error, HostFailed))
+                    reason = error.reason if isinstance(error, FollowRefused) else str(error)
+                    result = Refuse(reason, may_pass=isinstance(error, InUse | HostFailed))
+                acquire = acquire.after(result, uuid.uuid4().hex[:12])
+            if not acquire.step.reason:
+                done()
+        return acquire.step
+
+    def _carry_out(
+        self,
+        volume: str,
+        charter: Charter,
+        step: Step,
+        links: Links,
+        progress: Progress,
+        heard: Callable[[Links, Mapping[str, Report]], None],
+    ) -> object:
+        """Carry out one step, and say what came of it as `Acquire` wants to know it."""
+        match step:
+            case Lock(member):
+                return _lock(links[member])
+            case Look(members):
+                reports = {name: reached(links[name]).report() for name in members}
+                heard(links, reports)
+                _check_members(charter, reports)
+                mine = reports[self._member.name].standing
+                is_known = any(report.standing.known for report in reports.values())
+                if mine.in_use and is_known and mine.role not in (Role.OWNER, Role.GRANTED):
+                    raise HostFailed(  # what uses it would go on writing to what is replaced
+                        self._member.name, "what this host held before is still in use here"
+                    )
+                return {name: report.standing for name, report in reports.items()}
+            case Release(owner):
+                self._log.info("%s: asking %s to let it go", volume, owner)
+                return reached(links[owner]).release(self._member.name)
+            case Fetch(copy):
+                self._bring(copy, progress)
+                return True
+            case Publish(line, copy):
+                epoch = line[-1]
+                how = f"{epoch.how.value} with {copy.snapshot}" if copy else epoch.how.value
+                self._log.info("%s: epoch %d begins, %s", volume, len(line), how)
+                self._member.publish(volume, line, copy)
+                return True
+            case Resume(line):
+                self._member.resume(volume, line)
+                return True
+            case Tell(members, line):
+                return sum(_tell(links[name], line) for name in members)
+            case Answer():
+                raise AssertionError(step)
+            case _:
+                assert_never(step)
+
+    def _bring(self, copy: Copy, progress: Progress) -> None:
+        """Bring a copy here; who is bringing it by other means may finish first."""
+        progress.fetching = copy
+        deadline = time.monotonic() + _BUSY_PATIENCE
+        try:
+            while True:
+                try:
+                    self._fetch(copy.snapshot, copy.member)
+                    return
+                except (PartialCopyBusy, TransferBusy):
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(1)
+        finally:
+            progress.fetching = None
+
+
+def check_is_member(me: str, volume: str, charter: Charter) -> None:
+    """Raise FollowRefused if this host is none of the members."""
+    if me not in charter.members:
+        raise FollowRefused(
+            volume,
+            f"this host is {me}, which is none of its members {', '.join(charter.members)}; set "
+            "NODE to the name that they have for this host",
+        )
+
+
+def _check_configuration(links: Links) -> None:
+    """Raise what waiting does not mend: it is no sign of a host that is down."""
+    for link in links.values():
+        if isinstance(link, ButtervolumeError) and not isinstance(link, HostFailed):
+            raise link
+
+
+def _check_members(charter: Charter, reports: Mapping[str, Report]) -> None:
+    """Raise _Regroup if somebody knows of a later change of the members or the policy."""
+
+    def order(each: Charter) -> tuple[int, int]:
+        return len(each.line), each.seq
+
+    newest = max((r.charter for r in reports.values() if r.charter), key=order, default=charter)
+    if order(newest) > order(charter) and _terms(newest) != _terms(charter):
+        raise _Regroup(newest)
+
+
+def _terms(charter: Charter) -> tuple[tuple[str, ...], Policy]:
+    return charter.members, charter.policy
+
+
+def _lock(link: Link | ButtervolumeError) -> object:
+    """True, None if the member cannot be reached, or who has the lock."""
+    try:
+        if isinstance(link, ButtervolumeError):
+            return None
+        link.lock(LOCK_PATIENCE)
+    except HostFailed:
+        return None
+    except FollowBusy as error:
+        return error.holder
+    return True
+
+
+def _tell(link: Link | ButtervolumeError, line: Line) -> bool:
+    try:
+        reached(link).hear(line, frozenset())
+    except ButtervolumeError:
+        return False
+    return True

@@ -1,0 +1,187 @@
+"""What people ask of followed volumes, and what they decide about them."""
+
+import logging
+import threading
+from dataclasses import replace
+
+from buttervolume.errors import (
+    ButtervolumeError,
+    FollowRefused,
+    NoSuchVolume,
+    NotOwner,
+)
+from buttervolume.hosts import follow
+from buttervolume.hosts.acquire import LOCK_PATIENCE, LOGIN_PATIENCE
+from buttervolume.hosts.charter import Charter
+from buttervolume.hosts.follow import Begin, Copy, GoOn, Group, Refuse, Role
+from buttervolume.hosts.following import Following
+from buttervolume.hosts.link import Connect, linked
+from buttervolume.hosts.options import parse_every, parse_members, parse_policy
+from buttervolume.hosts.view import View
+from buttervolume.store.contents import Contents
+from buttervolume.store.snapshots import Snapshots
+
+_AT_ONCE = 8
+
+
+class Decisions:
+    """For the edges: each call is somebody's wish."""
+
+    def __init__(
+        self,
+        following: Following,
+        connect: Connect,
+        contents: Contents,
+        snapshots: Snapshots,
+    ) -> None:
+        self._following = following
+        self._member = following.member
+        self._rounds = following.rounds
+        self._connect = connect
+        self._contents = contents
+        self._snapshots = snapshots
+        self._log = logging.getLogger(__name__)
+
+    # Looking
+
+    def look(self, volume: str | None = None) -> list[View]:
+        """How one followed volume stands, or all, asked now. Raises NoSuchVolume, FollowRefused."""
+        if volume is not None:
+            self._charter(volume)
+            self._rounds.ask(volume)
+            return [self._rounds.view(volume)]
+        followed = self._rounds.followed()
+        slots = threading.BoundedSemaphore(_AT_ONCE)
+
+        def ask(each: str) -> None:
+            with slots:
+                try:
+                    self._rounds.ask(each)
+                except ButtervolumeError as error:
+                    self._log.warning("%s", error)
+
+        threads = [threading.Thread(target=ask, args=(each,), daemon=True) for each in followed]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return self._rounds.views()
+
+    # Deciding
+
+    def change(
+        self,
+        volume: str,
+        members: str | None = None,
+        every: str | None = None,
+        orphan: str | None = None,
+    ) -> Charter:
+        """Give a volume other members, or other terms, on its owner; they travel with the next
+        replication. Raises NoSuchVolume, FollowRefused, NotOwner, BadOption."""
+        charter = self._charter(volume)
+        if charter.line:
+            self._following.check_owner(volume)
+        if members is not None:
+            others = self._following.peers
+            charter = replace(charter, members=parse_members(members, self._member.name, others))
+        if every is not None:
+            charter = replace(charter, every=parse_every(every))
+        if orphan is not None:
+            charter = replace(charter, policy=parse_policy(orphan))
+        with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
+            if charter.line and not self._member.owns(volume):
+                raise NotOwner(volume, self._member.owner(volume))
+            changed = self._member.change(volume, charter)
+        self._rounds.soon(volume)
+        return changed
+
+    def what_taking_gives(self, volume: str) -> Copy | None:
+        """With which copy `take` would go on now; None if with what is here. Raises FollowRefused,
+        if the owner answers, or there is nothing to go on with."""
+        charter = self._charter(volume)
+        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
+            standings = {
+                name: link.report().standing
+                for name, link in links.items()
+                if not isinstance(link, ButtervolumeError)
+            }
+        me = self._member.name
+        decision = Group(me, charter.members, charter.policy).decide(standings, by_hand=True)
+        match decision:
+            case Begin(_, _, copy):
+                return copy
+            case GoOn():
+                return None
+            case Refuse(reason):
+                raise FollowRefused(volume, reason)
+        raise AssertionError(decision)
+
+    def take(self, volume: str) -> str | None:
+        """Go on here with the newest copy in reach, since a person says that the owner is dead;
+        the copy that it was. Raises NoSuchVolume, FollowRefused."""
+        self._charter(volume)
+        with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
+            standing = self._member.standing(volume)
+            if standing.held and standing.held == standing.known and standing.role != Role.OWNER:
+                self._member.snapshot(volume)  # the newest of all may be what is here
+        copy = self.what_taking_gives(volume)
+        self._following.take(volume)
+        return copy.snapshot if copy else None
+
+    def give_up_fork(self, volume: str, fork: str, target: str | None = None) -> None:
+        """Delete a fork that is kept here, or make a new volume of it, which has all that it held.
+        Raises FollowRefused, VolumeExists, BadName."""
+        if fork not in self._member.forks(volume):
+            raise FollowRefused(
+                volume, f"{fork} is no fork of it here; give it up on the member that keeps it"
+            )
+        if target is not None:
+            self._contents.new_from(fork, target)
+        self._snapshots.remove(fork)
+
+    def give_up_line(self, volume: str, epoch: str) -> None:
+        """Give up an epoch, and all that went on from it: who holds that keeps it as a fork. Raises
+        NoSuchVolume, FollowRefused."""
+        charter = self._charter(volume)
+        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
+            answering = [e for e in links.values() if not isinstance(e, ButtervolumeError)]
+            standings = [link.report().standing for link in answering]
+            lines = [line for each in standings for line in (each.known, each.held)]
+            if not any(one.id == epoch for line in lines for one in line):
+                raise FollowRefused(volume, f"no member in reach knows of an epoch {epoch}")
+            dropped = frozenset({epoch}).union(*(each.dropped for each in standings))
+            line = max((follow.without(line, dropped) for line in lines), key=len)
+            if not line:
+                raise FollowRefused(volume, f"nothing would be left without epoch {epoch}")
+            for link in answering:
+                link.hear(line, dropped)
+        self._rounds.soon(volume)
+
+    def drop(self, volume: str) -> None:
+        """Delete a volume for good, with its snapshots, on all members. Nothing is deleted if one
+        of them cannot be reached, uses it, or does not allow it. Raises NoSuchVolume,
+        FollowRefused, HostFailed."""
+        charter = self._charter(volume)
+        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
+            for name in charter.members:
+                link = links[name]
+                if isinstance(link, ButtervolumeError):
+                    raise link
+                link.lock(LOCK_PATIENCE)
+                link.check_can_drop()
+                if link.report().standing.in_use:
+                    raise FollowRefused(volume, f"in use on {name}")
+            for name in sorted(charter.members, key=lambda each: each == self._member.name):
+                link = links[name]
+                if not isinstance(link, ButtervolumeError):
+                    link.drop()
+        self._rounds.forget_names()
+
+    def _charter(self, volume: str) -> Charter:
+        charter = self._member.report(volume, with_use=False).charter
+        own = self._member.charter(volume)
+        if own is None:
+            if not self._member.exists(volume):
+                raise NoSuchVolume(volume)
+            raise FollowRefused(volume, "it follows nobody: it was made without follow")
+        return charter or own

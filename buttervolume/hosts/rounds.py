@@ -1,0 +1,354 @@
+"""What is done for followed volumes while nobody asks: their content goes to the other members, and
+what has become of them is heard."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+
+from buttervolume.errors import (
+    ButtervolumeError,
+    FollowBusy,
+    FollowRefused,
+    HostFailed,
+    TransferBusy,
+    VolumesUnavailable,
+)
+from buttervolume.hosts import follow
+from buttervolume.hosts.acquire import LOCK_PATIENCE, LOGIN_PATIENCE, check_is_member
+from buttervolume.hosts.charter import Charter, Report
+from buttervolume.hosts.follow import Copy, Line
+from buttervolume.hosts.link import Connect, Link, Links, linked
+from buttervolume.hosts.member import Member
+from buttervolume.hosts.view import View, see
+from buttervolume.system.locks import Mutexes
+
+_WAKE = 2.0
+"""Seconds between two looks at what is due."""
+_AT_ONCE = 4
+"""Volumes that are looked after side by side."""
+_DOWN = 30.0
+"""Seconds for which a host that could not be reached is not tried again."""
+
+
+class Rounds:
+    """Looks after every followed volume of this host, each every so many minutes."""
+
+    def __init__(
+        self,
+        member: Member,
+        connect: Connect,
+        send: Callable[[str, str], object],
+        moment_of: Callable[[str], datetime | None],
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """`send` sends a snapshot to a host, and raises ButtervolumeError; `moment_of` tells when a
+        snapshot was taken, by its name, and `now` is local time, too."""
+        self._moment_of = moment_of
+        self._now = now
+        self._member = member
+        self._connect = connect
+        self._send = send
+        self._log = logging.getLogger(__name__)
+        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._sending = Mutexes()
+        """One per volume and member: of two that send, the second may find that all is done."""
+        # protects all below, for a moment at a time
+        self._guard = threading.Lock()
+        self._followed: tuple[str, ...] = ()
+        self._followed_of: object = None
+        """The names of all volumes that `_followed` was found among."""
+        self._last: dict[str, float] = {}
+        """When a volume was looked after last, by the monotonic clock."""
+        self._running: set[str] = set()
+        self._asked: dict[str, float] = {}
+        """When all other members were heard last, by the monotonic clock."""
+        self._seen: dict[str, dict[str, Report]] = {}
+        self._silent: dict[str, dict[str, str]] = {}
+        """Of each volume, who could not be reached when it was tried last, and why."""
+        self._problems: dict[str, str] = {}
+        self._down: dict[str, tuple[float, HostFailed]] = {}
+
+    def start(self) -> None:
+        """Begin, in a thread of its own that ends with the process."""
+        threading.Thread(target=self._loop, name="follow", daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                self.round()
+            except VolumesUnavailable:
+                pass  # which every call tells
+            except Exception:  # noqa: BLE001 - whatever it is, the next round may be better
+                self._log.exception("the round of the followed volumes failed")
+            time.sleep(_WAKE)
+
+    def forget_names(self) -> None:
+        """Look again which volumes follow their services."""
+        with self._guard:
+            self._followed_of = None
+
+    def soon(self, volume: str) -> None:
+        """Look after a volume in the next round."""
+        with self._guard:
+            self._last.pop(volume, None)
+
+    def followed(self) -> tuple[str, ...]:
+        """The names of the followed volumes that are here. It costs next to nothing while there is
+        no other volume than before."""
+        names = self._member.names()
+        with self._guard:
+            if names is self._followed_of:
+                return self._followed
+        found = self._member.followed(names)
+        with self._guard:
+            self._followed, self._followed_of = found, names
+        return found
+
+    def asked_lately(self, volume: str, charter: Charter) -> bool:
+        """Whether all other members have said how they stand not too long ago, and none was silent
+        since: then nobody has taken over without this host's hearing of it."""
+        with self._guard:
+            asked, silent = self._asked.get(volume), self._silent.get(volume)
+        if silent or asked is None:
+            return False
+        return time.monotonic() - asked < 2 * 60 * charter.every
+
+    def saw(self, volume: str, links: Links, reports: Mapping[str, Report]) -> None:
+        """Keep what the members have said of themselves."""
+        silent = {name: link.reason for name, link in links.items() if isinstance(link, HostFailed)}
+        with self._guard:
+            self._seen[volume] = self._seen.get(volume, {}) | dict(reports)
+            self._silent[volume] = silent
+            if len(reports) == len(links):
+                self._asked[volume] = time.monotonic()
+
+    # Views
+
+    def ask(self, volume: str) -> None:
+        """Ask the members of a volume how they stand, now. Raises ButtervolumeError."""
+        charter = self._member.report(volume, with_use=False).charter
+        if charter is None:
+            raise FollowRefused(volume, "it follows nobody")
+        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
+            self.saw(volume, links, self._reports(links))
+
+    def views(self) -> list[View]:
+        """How every followed volume of this host stands, as far as the members were heard last.
+        Nobody is asked, so it costs little."""
+        return [self.view(volume) for volume in self.followed()]
+
+    def view(self, volume: str) -> View:
+        """The same for one. Raises OperationFailed."""
+        own = self._member.report(volume, with_use=False)
+        with self._guard:
+            seen = dict(self._seen.get(volume, {}))
+            silent, problem = self._silent.get(volume, {}), self._problems.get(volume, "")
+        in_use = seen[self._member.name].standing.in_use if self._member.name in seen else False
+        standing = replace(own.standing, in_use=in_use)
+        seen[self._member.name] = replace(own, standing=standing)
+        charter = own.charter or Charter(())
+        return see(volume, charter, seen, silent, problem, self._moment_of, self._now())
+
+    # Rounds
+
+    def round(self) -> None:
+        """Look after every volume that is due. Each in a thread of its own: a host that is down
+        delays no other. Raises VolumesUnavailable, OperationFailed."""
+        for volume in self.followed():
+            charter = self._member.charter(volume)
+            if charter is None:
+                continue
+            now = time.monotonic()
+            with self._guard:
+                last = self._last.get(volume)
+                if volume in self._running or (last and now - last < 60 * charter.every):
+                    continue
+                self._last[volume] = now
+                self._running.add(volume)
+            threading.Thread(
+                target=self._round_of, args=(volume,), name=f"follow-{volume}", daemon=True
+            ).start()
+
+    def _round_of(self, volume: str) -> None:
+        problem = ""
+        try:
+            with self._slots:
+                problem = self._look_after(volume)
+        except ButtervolumeError as error:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - the next round may be better
+            self._log.exception("%s: unexpected fault in a round", volume)
+            problem = f"unexpected fault: {error!r}"
+        finally:
+            with self._guard:
+                self._running.discard(volume)
+        with self._guard:
+            before = self._problems.get(volume, "")
+            self._problems[volume] = problem
+        if problem and problem != before:
+            self._log.error("%s", problem)
+
+    def _look_after(self, volume: str) -> str:
+        """Hear of the others' lines, and let them have what is new here. What is wrong, if anything
+        is. Raises ButtervolumeError."""
+        own = self._member.report(volume, with_use=False)
+        if own.charter is None or not own.standing.known:
+            return ""  # nobody has used it yet
+        check_is_member(self._member.name, volume, own.charter)
+        members = own.charter.members
+        with linked(self._member, volume, members, self._unless_down, LOGIN_PATIENCE) as links:
+            reports = self._reports(links)
+            self.saw(volume, links, reports)
+            try:
+                line = follow.known_line(report.standing for report in reports.values())
+            except follow.TwoLines as error:
+                raise FollowRefused(volume, str(error)) from error
+            dropped = frozenset[str]().union(*(r.standing.dropped for r in reports.values()))
+            self._learn(volume, line, dropped)
+            for name, report in reports.items():
+                knows = report.standing.known == line and report.standing.dropped == dropped
+                if not knows and name != self._member.name:
+                    self._tell(links[name], line, dropped)
+        failures = {n: e.reason for n, e in links.items() if isinstance(e, HostFailed)}
+        failures |= {n: str(e) for n, e in links.items() if isinstance(e, FollowRefused)}
+        if self._member.owns(volume):
+            failures |= self._replicate(volume, members, reports)
+        return "; ".join(f"{volume}: {name}: {reason}" for name, reason in failures.items())
+
+    @contextmanager
+    def _unless_down(self, member: str, volume: str, limit: float) -> Iterator[Link]:
+        """A link, unless the host has just been found to be down."""
+        with self._guard:
+            found = self._down.get(member)
+        if found is not None and time.monotonic() - found[0] < _DOWN:
+            raise found[1]
+        try:
+            with self._connect(member, volume, limit) as link:
+                yield link
+        except HostFailed as error:
+            with self._guard:
+                self._down[member] = (time.monotonic(), error)
+            raise
+
+    def _reports(self, links: Links) -> dict[str, Report]:
+        reports = {}
+        for name, link in links.items():
+            if not isinstance(link, ButtervolumeError):
+                try:
+                    reports[name] = link.report()
+                except ButtervolumeError as error:
+                    if name == self._member.name:
+                        raise
+                    links[name] = error
+        return reports
+
+    def _tell(self, link: Link | ButtervolumeError, line: Line, dropped: frozenset[str]) -> None:
+        try:
+            if not isinstance(link, ButtervolumeError):
+                link.hear(line, dropped)
+        except ButtervolumeError as error:  # it hears of it in the next round
+            self._log.info("%s could not be told: %s", getattr(link, "member", "a member"), error)
+
+    def _learn(self, volume: str, line: Line, dropped: frozenset[str]) -> None:
+        """Take note of a line, and step back if somebody has gone on from what was this host's."""
+        try:
+            with self._member.lock(volume, self._member.name):
+                self._member.hear(volume, line, dropped)
+                mine = self._member.standing(volume)
+                if follow.is_owner_again(mine):
+                    self._log.warning("%s: nobody goes on with it but this host", volume)
+                    self._member.resume(volume, mine.known)
+                if not follow.is_superseded(mine, mine.known):
+                    return
+                owner = mine.known[-1].owner
+                if mine.in_use:
+                    self._member.supersede(volume)
+                    raise FollowRefused(
+                        volume,
+                        f"{owner} has taken it over, and it is still used on {self._member.name}: "
+                        "what is written here now is in no other copy; stop what uses it",
+                    )
+                self._member.give_up(volume, follow.tip(mine.known))
+                self._log.warning("%s: %s goes on with it; this host is a replica", volume, owner)
+        except FollowBusy:
+            pass  # who looks for it learns it as well
+
+    # Replication
+
+    def push(self, volume: str) -> threading.Event:
+        """Let every other member have what a volume holds now, if this host owns it; what is
+        returned is set when that has ended."""
+        over = threading.Event()
+
+        def work() -> None:
+            try:
+                charter = self._member.report(volume, with_use=False).charter
+                if charter is not None:
+                    self._replicate(volume, charter.members, None)
+            except ButtervolumeError as error:
+                self._log.warning("%s", error)
+            except Exception:  # noqa: BLE001 - the next round may be better
+                self._log.exception("%s: unexpected fault in a replication", volume)
+            finally:
+                over.set()
+
+        threading.Thread(target=work, name=f"push-{volume}", daemon=True).start()
+        return over
+
+    def _replicate(
+        self, volume: str, members: tuple[str, ...], reports: Mapping[str, Report] | None
+    ) -> dict[str, str]:
+        """Let every other member have what a volume holds now. Who has it already, by what it said,
+        or without `reports` by the markers here, is not asked again. Returns who could not get it,
+        with the reason."""
+        with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
+            if not self._member.owns(volume):
+                return {}
+            copy = self._member.copy(volume)
+        failures: dict[str, str] = {}
+
+        def send(member: str) -> None:
+            try:
+                with self._sending.hold(f"{volume}@{member}"):
+                    if reports is None or member not in reports:
+                        has = self._member.has_marked(copy.snapshot, member)
+                    else:
+                        said = reports[member].standing.copies
+                        has = any(each.version == copy.version for each in said)
+                    if not has:
+                        self._send_patiently(copy, member)
+                    self._note(volume, member, copy)
+            except ButtervolumeError as error:
+                failures[member] = error.reason if isinstance(error, HostFailed) else str(error)
+
+        others = [member for member in members if member != self._member.name]
+        threads = [threading.Thread(target=send, args=(other,), daemon=True) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for member, reason in failures.items():
+            self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
+        return failures
+
+    def _send_patiently(self, copy: Copy, member: str) -> None:
+        """Send a copy, when who sends another one there, at somebody's wish, is done."""
+        while True:
+            try:
+                self._send(copy.snapshot, member)
+                return
+            except TransferBusy:
+                time.sleep(1)
+
+    def _note(self, volume: str, member: str, copy: Copy) -> None:
+        """Remember that a member has a copy, without asking it again."""
+        with self._guard:
+            seen = self._seen.setdefault(volume, {})
+            report = seen.get(member)
+            if report is not None:
+                copies = (*report.standing.copies, replace(copy, member=member))
+                seen[member] = replace(report, standing=replace(report.standing, copies=copies))

@@ -1,0 +1,469 @@
+"""A volume follows its service between three hosts, over real BTRFS and ssh."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+
+import pytest
+
+from tests.hosts.follow import LONG, Container, Node, Trio
+from tests.hosts.harness import VOLUMES
+from tests.support.network import Network
+from tests.support.wait import wait_until
+
+NUMBERS = count(1)
+ALL = "ann:bob:cleo"
+
+
+@pytest.fixture(scope="module")
+def shared_trio(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    directory = tmp_path_factory.mktemp("trio")
+    with (
+        Node("ann", directory, network) as ann,
+        Node("bob", directory, network) as bob,
+        Node("cleo", directory, network) as cleo,
+    ):
+        trio = Trio(network, ann, bob, cleo)
+        for node in trio.nodes:
+            node.boot()
+            node.install()
+        for node in trio.nodes:
+            for other in trio.nodes:
+                if node is not other:
+                    node.authorize(other)
+        yield trio
+
+
+@pytest.fixture
+def trio(shared_trio: Trio) -> Iterator[Trio]:
+    yield shared_trio
+    shared_trio.heal()
+    for node in shared_trio.nodes:
+        node.kill("sleep")
+        assert "Traceback" not in node.daemon.stderr()
+
+
+@pytest.fixture
+def volume() -> str:
+    return f"v{next(NUMBERS)}"
+
+
+def test_the_content_goes_where_the_service_goes(trio: Trio, volume: str) -> None:
+    for node in trio.nodes:
+        node.follow(volume, ALL)
+    service = trio.ann.start_service(volume)
+    service.write("log", "from ann")
+    service.stop()
+
+    service = trio.bob.start_service(volume)
+    assert trio.bob.read(volume, "log") == "from ann"
+    service.write("log", "from bob")
+    service.stop()
+    replicated(trio, volume, "from bob", trio.ann, trio.cleo)
+
+    service = trio.ann.start_service(volume)
+    assert trio.ann.read(volume, "log") == "from bob"
+    service.stop()
+    assert trio.ann.status(volume)["Owner"] == "ann"
+    assert trio.ann.status(volume)["Epoch"] == 3
+    assert [node.forks(volume) for node in trio.nodes] == [[], [], []]
+
+
+def everywhere(trio: Trio, volume: str, **options: str) -> None:
+    for node in trio.nodes:
+        node.follow(volume, ALL, **options)
+
+
+def used_on(node: Node, volume: str, text: str) -> None:
+    """A service has run there, and written something."""
+    service = node.start_service(volume)
+    service.write("log", text)
+    service.stop()
+
+
+def replicated(trio: Trio, volume: str, text: str, *nodes: Node) -> None:
+    for node in nodes or trio.nodes:
+        has = partial(node.has_file, volume, "log", text)
+        wait_until(has, LONG, f"{node.name} to have it")
+
+
+# One user at a time
+
+
+def test_what_is_in_use_is_waited_for_and_then_named(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    service = trio.ann.start_service(volume)
+    service.write("log", "1")
+    assert "in use on ann" in trio.bob.mount(volume)
+    waiting = trio.bob.start("Mount", Name=volume, ID="waits")
+    wait_until(lambda: trio.ann.is_locked(volume), LONG, "bob to look for it")
+    service.stop()
+    assert waiting.error(150) == ""
+    assert trio.bob.read(volume, "log") == "1"
+    assert trio.bob.status(volume)["Owner"] == "bob"
+
+
+def test_of_two_that_mount_at_once_one_gets_it(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    asked = {node: node.start("Mount", Name=volume, ID=node.name) for node in trio.nodes}
+    first = wait_until(lambda: [node for node in trio.nodes if asked[node].is_over()], LONG)[0]
+    Container(first, volume, first.name)
+    answers = [asked[node].error(150) for node in trio.nodes]
+    assert answers.count("") == 1, answers
+
+
+def test_a_mount_that_was_answered_counts_before_its_container_is_there(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    assert trio.ann.mount(volume, "early") == ""
+    trio.ann.daemon.kill()  # it is on the disk, and another daemon knows it
+    trio.ann.boot()
+    asked = trio.bob.start("Mount", Name=volume, ID="late")
+    wait_until(lambda: trio.ann.is_locked(volume), LONG, "bob to ask")
+    assert not asked.is_over()
+    trio.ann.api.call("Unmount", Name=volume, ID="early")
+    assert asked.error(150) == ""
+
+
+def test_the_first_time_all_members_must_answer(trio: Trio, volume: str) -> None:
+    trio.ann.follow(volume, ALL)
+    with trio.without(trio.cleo):
+        said = trio.ann.mount(volume)
+    assert "cleo cannot be reached" in said
+    trio.ann.start_service(volume).stop()
+
+
+# The owner cannot be reached
+
+
+def test_with_refuse_nobody_goes_on_without_the_owner(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    with trio.without(trio.ann):
+        said = trio.bob.mount(volume)
+        assert "its owner ann cannot be reached" in said
+        assert f"{volume}@" in said, "the newest copy is named"
+        assert trio.bob.read(volume, "log") == ""
+        assert trio.ann.mount(volume, "again") == "", "the owner needs nobody"
+        trio.ann.api.call("Unmount", Name=volume, ID="again")
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+
+
+def test_what_was_let_go_to_who_is_gone_waits_for_that_one(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    with trio.ann.release_to_nobody(volume, "bob"), trio.without(trio.bob):
+        said = trio.ann.mount(volume)
+        assert "ann has let it go to bob, which cannot be reached" in said
+    trio.ann.start_service(volume).stop()
+    assert trio.ann.status(volume)["Epoch"] == 1, "bob has not begun: ann is its owner still"
+
+
+def test_a_lock_ends_with_the_link_that_it_came_over(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.bob, volume, "1")
+    trio.cleo.hold_lock(volume, trio.ann)
+    assert trio.ann.is_locked(volume)
+    trio.network.black_hole("cleo")
+    wait_until(lambda: not trio.ann.is_locked(volume), LONG, "the lock to be given up")
+    trio.network.restore("cleo")
+
+
+def test_latest_goes_on_with_the_newest_copy_and_keeps_the_rest_as_a_fork(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume, orphan="latest")
+    used_on(trio.ann, volume, "replicated")
+    replicated(trio, volume, "replicated")
+    with trio.without(trio.ann):
+        old = trio.ann.start_alone(volume)
+        old.write("late", "written while it was cut off")
+        new = trio.bob.start_service(volume)
+        assert trio.bob.read(volume, "log") == "replicated"
+        new.write("log", "from bob")
+        assert "could be told" in trio.ann.mount(volume), "ann cannot start another one"
+    trio.ann.look_after(volume)
+    wait_until(lambda: "has taken it over" in trio.ann.daemon.log(), LONG, "ann to hear of it")
+    old.kill()
+    trio.ann.look_after(volume)
+    fork = wait_until(lambda: trio.ann.forks(volume), LONG, "ann to keep a fork")[0]
+    assert trio.ann.copied_file(fork, "late").read_text() == "written while it was cut off"
+
+    new.stop()
+    trio.ann.start_service(volume).stop()
+    assert trio.ann.read(volume, "log") == "from bob"
+    assert trio.ann.read(volume, "late") == ""
+    assert trio.ann.forks(volume) == [fork]
+    trio.ann.cli("purge", "1m", volume)
+    assert fork in trio.ann.copies(volume), "no purge deletes it"
+    assert "was a fork" in trio.ann.cli("rm", fork).stderr
+    assert trio.ann.forks(volume) == []
+
+
+def test_with_latest_a_minority_goes_on_with_nothing(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume, orphan="latest")
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    with trio.without(trio.ann, trio.bob):
+        said = trio.cleo.mount(volume)
+        assert "only 1 of 3 members" in said
+        assert "could be told" in trio.ann.mount(volume)
+
+
+def test_reading_alone_makes_no_fork(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume, orphan="latest")
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    with trio.without(trio.ann):
+        path = trio.ann.file(volume, "log")
+        before = path.stat()
+        trio.ann.run("cat", f"{VOLUMES}/{volume}/log")
+        assert path.stat().st_atime_ns > before.st_atime_ns
+        trio.bob.start_service(volume).stop()
+    trio.ann.look_after(volume)
+    wait_until(lambda: "this host is a replica" in trio.ann.daemon.log(), LONG)
+    assert trio.ann.forks(volume) == []
+
+
+# What follows and what does not
+
+
+def test_options_that_cannot_be_are_refused(trio: Trio, volume: str) -> None:
+    def refused(**options: str) -> str:
+        return trio.ann.api.refused("Create", Name=volume, Opts=options)
+
+    assert "none of the members" in refused(follow="bob:cleo")
+    assert "from 2 to" in refused(follow="ann")
+    assert "a name of their own" in refused(follow="ann:bob:bob")
+    assert "PEERS" in refused(follow="peers")
+    assert "not allowed" in refused(follow="ann:b/b")
+    assert "refuse, latest" in refused(follow=ALL, orphan="newest")
+    assert "minutes" in refused(follow=ALL, every="0")
+    assert "together with follow" in refused(every="5")
+    assert "follow, every, orphan" in refused(folow=ALL)
+    assert volume not in trio.ann.cli("volumes").stdout
+
+
+def test_a_volume_that_is_there_follows_from_then_on(trio: Trio, volume: str) -> None:
+    for node in (trio.ann, trio.bob):
+        node.create(volume)
+        node.file(volume, "log").write_text(f"from {node.name} before")
+    answer = trio.ann.api.call("Create", Name=volume, Opts={"follow": "ann,bob"})
+    assert "was here already" in answer["Warning"]
+    trio.bob.follow(volume, "ann,bob")
+
+    trio.ann.start_service(volume).stop()
+    assert trio.ann.read(volume, "log") == "from ann before"
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "from ann before"
+    [fork] = trio.bob.forks(volume)
+    assert trio.bob.copied_file(fork, "log").read_text() == "from bob before"
+
+
+def test_a_clone_and_a_copy_are_volumes_of_their_own(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.ann.cli("clone", volume, f"{volume}-clone")
+    trio.ann.cli("restore", f"{volume}@latest", f"{volume}-restored")
+    trio.ann.create(f"{volume}-from", **{"from": volume})
+    for name in ("clone", "restored", "from"):
+        assert "Owner" not in trio.ann.status(f"{volume}-{name}")
+        assert trio.ann.mount(f"{volume}-{name}") == ""
+
+
+def test_what_changes_a_volume_is_done_on_its_owner(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    ended = trio.bob.cli("restore", volume, check=False)
+    assert "on ann, which owns it" in ended.stderr
+    assert "on ann" in trio.bob.cli("sync", volume, "ann", check=False).stderr
+    assert "on ann" in trio.bob.cli("schedule", "snapshot", "now", volume, check=False).stderr
+    trio.bob.cli("schedule", "purge:1m", "now", volume)
+    snapshot = trio.ann.snapshot(volume)
+    trio.ann.file(volume, "log").write_text("2")
+    trio.ann.cli("restore", "--force", snapshot)
+    assert trio.ann.read(volume, "log") == "1"
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+
+
+def test_subvolumes_nested_in_a_volume_keep_it_where_it_is(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    nested = f"/var/lib/buttervolume/volumes/{volume}/inner"
+    trio.ann.run("btrfs", "subvolume", "create", nested)
+    assert "inner" in trio.bob.mount(volume)
+    trio.ann.start_service(volume).stop()
+    trio.ann.run("btrfs", "subvolume", "delete", nested)
+    trio.bob.start_service(volume).stop()
+
+
+def test_what_its_owner_removes_the_others_go_on_with(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.ann.file(volume, "late").write_text("2")
+    trio.ann.api.call("Remove", Name=volume)
+    assert "on ann" in trio.ann.cli("restore", volume, check=False).stderr
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "late") == "2"
+    trio.ann.follow(volume, ALL)
+    trio.ann.start_service(volume).stop()
+    assert trio.ann.read(volume, "log") == "1"
+
+
+def test_two_hosts_with_one_name_are_an_error_and_no_dead_host(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume, orphan="latest")
+    used_on(trio.ann, volume, "1")
+    with trio.ann.installed_as("cleo"):
+        assert "calls itself cleo" in trio.bob.mount(volume)
+    trio.bob.start_service(volume).stop()
+
+
+def test_a_daemon_that_is_killed_in_the_middle_loses_nothing(trio: Trio, volume: str) -> None:
+    """At each step that is on a disk: of who takes it over, and of who lets it go."""
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "0")
+    here, there = trio.ann, trio.bob
+    text = "0"
+    for step in ("fetch", "remember", "exchange", "remembered", "use"):
+        there.boot_killed_at(step)
+        assert there.mount(volume) == "no answer", step
+        there.boot()
+        here.start_service(volume).stop() if step in ("fetch", "remember") else None
+        service = there.start_service(volume)
+        assert there.read(volume, "log") == text, step
+        text = step
+        service.write("log", text)
+        service.stop()
+        here, there = there, here
+    for step in ("snapshot", "granted"):
+        with here.peer_killed_at(step):
+            said = there.mount(volume)
+        assert said, step
+        here.start_service(volume).stop()
+        service = there.start_service(volume)
+        assert there.read(volume, "log") == text, step
+        text = step
+        service.write("log", text)
+        service.stop()
+        here, there = there, here
+    assert [node.forks(volume) for node in trio.nodes] == [[], [], []]
+
+
+# What people decide
+
+
+def pair_of(trio: Trio, volume: str, **options: str) -> None:
+    for node in (trio.ann, trio.bob):
+        node.follow(volume, "ann:bob", **options)
+
+
+def two_lines(trio: Trio, volume: str) -> None:
+    """Two members have gone on, each without the owner and without the other."""
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "all")
+    replicated(trio, volume, "all")
+    with trio.without(*trio.nodes):
+        for node in (trio.bob, trio.cleo):
+            node.cli("follow", "take", "--yes", volume)
+            used_on(node, volume, f"{node.name} alone")
+
+
+def test_after_two_takes_the_lines_are_named_and_one_is_given_up(trio: Trio, volume: str) -> None:
+    two_lines(trio, volume)
+    said = trio.bob.mount(volume)
+    assert "two lines" in said
+    assert trio.bob.cli("follow", volume, check=False).returncode == 1
+    [epoch] = re.findall(r"cleo began ([0-9a-f]+)", said)
+
+    trio.bob.cli("follow", "resolve", "--yes", volume, epoch, "drop")
+    trio.cleo.look_after(volume)
+    [fork] = wait_until(lambda: trio.cleo.forks(volume), LONG, "cleo to keep what it held")
+    assert trio.cleo.copied_file(fork, "log").read_text() == "cleo alone"
+    trio.ann.start_service(volume).stop()
+    trio.cleo.start_service(volume).stop()
+    assert trio.cleo.read(volume, "log") == "bob alone"
+
+    shown = trio.bob.cli("follow", volume, check=False)
+    assert (shown.returncode, fork in shown.stdout) == (1, True)
+    clone = f"{volume}-clone"
+    assert trio.cleo.cli("follow", "resolve", volume, fork, "clone", clone).stdout == f"{clone}\n"
+    assert trio.cleo.read(clone, "log") == "cleo alone"
+    assert "Owner" not in trio.cleo.status(clone)
+    assert trio.cleo.forks(volume) == []
+
+
+def test_who_takes_goes_on_and_what_the_owner_had_is_a_fork(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    refused = trio.bob.cli("follow", "take", volume, check=False)
+    assert "its owner ann answers" in refused.stderr
+    with trio.without(trio.ann):
+        trio.ann.file(volume, "log").write_text("2")
+        taken = trio.bob.cli("follow", "take", "--yes", volume)
+        assert taken.stdout.strip() in trio.bob.copies(volume)
+        assert taken.stdout.strip() in taken.stderr
+        trio.bob.start_service(volume).stop()
+        assert trio.bob.read(volume, "log") == "1"
+    trio.ann.look_after(volume)
+    [fork] = wait_until(lambda: trio.ann.forks(volume), LONG, "ann to keep what it held")
+    assert trio.ann.copied_file(fork, "log").read_text() == "2"
+    trio.ann.cli("follow", "resolve", "--yes", volume, fork, "drop")
+    assert fork not in trio.ann.copies(volume)
+
+
+def test_all_can_be_seen_of_it(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    service = trio.ann.start_service(volume)
+    service.write("log", "1")
+    replicated(trio, volume, "1")
+    [seen] = json.loads(trio.cleo.cli("follow", "--json", volume).stdout)["Volumes"]
+    assert (seen["Owner"], seen["Epoch"], seen["Healthy"]) == ("ann", 1, True)
+    assert [each["Name"] for each in seen["Members"]] == ["ann", "bob", "cleo"]
+    assert [each["InUse"] for each in seen["Members"]] == [True, False, False]
+    assert len({each["Copy"] for each in seen["Members"]}) == 1
+    assert "owned by ann" in trio.bob.cli("follow", volume).stdout
+    with trio.without(trio.cleo):
+        shown = trio.bob.cli("follow", volume, check=False)
+    assert (shown.returncode, "cleo does not answer" in shown.stdout) == (1, True)
+    plain = f"{volume}-plain"
+    trio.ann.create(plain)
+    assert "follows nobody" in trio.ann.cli("follow", plain, check=False).stderr
+    assert "no such volume" in trio.ann.cli("follow", f"{plain}-not", check=False).stderr
+
+
+def test_its_owner_can_give_it_other_terms(trio: Trio, volume: str) -> None:
+    pair_of(trio, volume)
+    used_on(trio.ann, volume, "1")
+    said = trio.bob.cli("follow", volume, "--every", "7", check=False)
+    assert "on ann" in said.stderr
+    trio.ann.cli("follow", volume, "--members", "cleo,ann", "--every", "7")
+    wait_until(lambda: trio.cleo.has_file(volume, "log", "1"), LONG, "cleo to have it")
+    trio.cleo.follow(volume, "ann:bob:cleo")
+    trio.cleo.start_service(volume).stop()
+    assert trio.cleo.read(volume, "log") == "1"
+    assert "none of its members" in trio.bob.mount(volume)
+
+
+def test_dropped_it_is_gone_everywhere_or_nowhere(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    with trio.without(trio.cleo):
+        assert "cleo" in trio.ann.cli("follow", "drop", "--yes", volume, check=False).stderr
+    assert trio.ann.read(volume, "log") == "1"
+    trio.ann.cli("follow", "drop", "--yes", volume)
+    for node in trio.nodes:
+        assert node.snapshot_names(volume) == []
+        assert not node.file(volume, "").exists()
+        assert not node.path(f"/etc/buttervolume/follow/{volume}.json").exists()
+    everywhere(trio, volume)
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.status(volume)["Epoch"] == 1, "it begins anew"

@@ -1,0 +1,83 @@
+"""How a followed volume stands, from what its members have said."""
+
+from datetime import datetime, timedelta
+
+from buttervolume.hosts.charter import Charter, Report
+from buttervolume.hosts.follow import Base, Copy, Epoch, How, Line, Policy, Role, Standing, Version
+from buttervolume.hosts.view import View, see
+
+FIRST = Epoch("aaaa", "ann", None, How.FIRST)
+TAKEN = Epoch("bbbb", "bob", Base(0, 2), How.TAKEN)
+OTHER = Epoch("cccc", "ann", Base(0, 3), How.TAKEN)
+NOW = datetime(2026, 11, 26, 12, 0)
+CHARTER = Charter(("ann", "bob", "cleo"), Policy.LATEST, 5, (FIRST,), 4)
+
+
+def moment_of(snapshot: str) -> datetime | None:
+    """Snapshots are named after the minutes before now."""
+    minutes = snapshot.partition("@")[2]
+    return NOW - timedelta(minutes=int(minutes)) if minutes.isdigit() else None
+
+
+def member(
+    name: str, *copies: tuple[int, int], line: Line = (FIRST,), forks: tuple[str, ...] = ()
+) -> tuple[str, Report]:
+    """What a member says that has copies, each a number and its age in minutes."""
+    has = tuple(Copy(name, f"db@{minutes}", Version(line, seq)) for seq, minutes in copies)
+    role = Role.OWNER if line and line[-1].owner == name else Role.REPLICA
+    return name, Report(Standing(name, line, line, role, copies=has), CHARTER, forks)
+
+
+def seen(*members: tuple[str, Report], problem: str = "", **silent: str) -> View:
+    return see("db", CHARTER, dict(members), silent, problem, moment_of, NOW)
+
+
+def test_all_is_well_where_everybody_has_the_newest() -> None:
+    view = seen(*(member(name, (3, 60), (4, 50)) for name in CHARTER.members))
+    assert (view.owner, view.epoch, view.epoch_id, view.problems) == ("ann", 1, "aaaa", ())
+    assert [each.copy for each in view.members] == ["db@50"] * 3
+    assert all(each.lag == timedelta() for each in view.members)
+
+
+def test_who_lacks_something_lags_since_it_was_there_for_others() -> None:
+    ann = member("ann", (3, 60), (4, 9), (5, 1))
+    view = seen(ann, member("bob", (3, 60), (4, 9)), member("cleo", (3, 60)))
+    assert [each.lag for each in view.members] == [timedelta(minutes=m) for m in (0, 1, 9)]
+    assert view.problems == ()
+    late = seen(member("ann", (3, 60), (4, 11)), member("bob", (4, 11)), member("cleo", (3, 60)))
+    assert late.problems == ("cleo lacks what came in the last 11 minutes",)
+
+
+def test_who_has_nothing_yet_lags_since_there_is_something() -> None:
+    view = seen(member("ann", (1, 30)), member("bob", (1, 30)), member("cleo"))
+    assert view.members[2].copy is None
+    assert view.members[2].lag == timedelta(minutes=30)
+
+
+def test_what_is_beside_the_line_counts_for_nothing() -> None:
+    line = (FIRST, TAKEN)
+    ann = member("ann", (2, 60), (3, 55), line=(FIRST,), forks=("db@54",))
+    view = seen(ann, member("bob", (2, 60)), member("cleo", (3, 10), line=line))
+    assert view.owner == "bob"
+    assert view.members[0].copy == "db@60"
+    assert view.forks == (("ann", "db@54"),)
+    assert any("db@54 on ann is a fork" in problem for problem in view.problems)
+
+
+def test_two_lines_are_a_problem_and_the_charter_s_own_is_shown() -> None:
+    view = seen(member("ann", line=(FIRST, OTHER)), member("bob", line=(FIRST, TAKEN)))
+    assert "two lines" in view.problems[0]
+    assert view.owner == "ann"
+
+
+def test_who_is_silent_is_named_with_what_it_said_before() -> None:
+    silent = {"cleo": "no route"}
+    view = seen(*(member(name, (4, 50)) for name in CHARTER.members), problem="", **silent)
+    assert view.members[2].copy == "db@50"
+    assert view.problems == ("cleo does not answer: no route",)
+    assert seen(member("ann")).members[1].silent
+
+
+def test_nobody_has_used_it_yet() -> None:
+    view = seen(*(member(name, line=()) for name in CHARTER.members))
+    assert (view.owner, view.epoch, view.epoch_id, view.problems) == (None, 0, None, ())
