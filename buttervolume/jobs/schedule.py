@@ -351,6 +351,9 @@ class Schedule:
         try:
             files.rename_new(source, target)
             files.sync_directory(target.parent)
+        except FileExistsError as error:
+            reason = "both exist; take one of them away, or make one of the two"
+            raise OperationFailed(f"rename {source} to {target}", reason) from error
         except OSError as error:
             raise OperationFailed(f"rename {source} to {target}", error) from error
 

@@ -907,6 +907,7 @@ def test_two_files_that_somebody_left_are_complained_of_once_and_neither_is_lost
         schedule.resume_all()
     assert str(file) in str(refusal.value)
     assert str(disabled) in str(refusal.value)
+    assert "take one of them away" in str(refusal.value)
     schedule.apply("new", "snapshot", "1")
     assert file.read_text(encoding="utf-8") == "www,snapshot,5\n"
     assert disabled.read_text(encoding="utf-8") == "db,snapshot,60\nnew,snapshot,1\n"
