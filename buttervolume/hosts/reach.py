@@ -42,6 +42,8 @@ class _Open:
     session: Session
     stack: ExitStack
     configuration: _Configuration
+    until: float = 0
+    """When it is to end if it is idle until then, in seconds of the monotonic clock."""
 
 
 @dataclass
@@ -64,10 +66,11 @@ class Reach:
         self.node = node
         self.stall = stall
         self._keep = keep
-        # protects _idle, _without and _closed
+        # protects _idle, _without, _is_watched and _closed
         self._guard = threading.Lock()
         self._idle: list[_Open] = []
         self._without: dict[str, _Without] = {}
+        self._is_watched = False
         self._closed = False
         # ssh ends with the thread that has started it (see `command`): with one that stays
         self._starter = ThreadPoolExecutor(1, "ssh")
@@ -126,25 +129,31 @@ class Reach:
 
     def _put_back(self, opened: _Open) -> None:
         """Let it stay open for a while."""
-        opened = replace(opened)  # what is to end it after its last use is not to end it now
         with self._guard:
             is_kept = not self._closed and self._keep > 0 and len(self._idle) < _MOST_KEPT
             if is_kept:
-                self._idle.append(opened)
+                self._idle.append(replace(opened, until=time.monotonic() + self._keep))
+            if is_kept and not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, name="idle sessions", daemon=True).start()
         if not is_kept:
             opened.stack.close()
-            return
-        timer = threading.Timer(self._keep, self._end, [opened])
-        timer.daemon = True
-        timer.start()
 
-    def _end(self, opened: _Open) -> None:
-        """End a session if nobody has used it since."""
-        with self._guard:
-            is_idle = any(one is opened for one in self._idle)
-            self._idle = [one for one in self._idle if one is not opened]
-        if is_idle:
-            opened.stack.close()
+    def _watch(self) -> None:
+        """End the sessions that have been idle for long, until there is none any more."""
+        while True:
+            now = time.monotonic()
+            with self._guard:
+                over = [one for one in self._idle if one.until <= now]
+                self._idle = [one for one in self._idle if one.until > now]
+                next_look = min((one.until for one in self._idle), default=None)
+                if next_look is None:
+                    self._is_watched = False
+            for opened in over:
+                opened.stack.close()
+            if next_look is None:
+                return
+            time.sleep(max(0, next_look - time.monotonic()))
 
     def close(self) -> None:
         """End the sessions that are open and idle, and keep no other."""
