@@ -58,7 +58,9 @@ make_host_key() {
 settings_for_peer() {
     python3 -c '
 import os
-for key in ("DTFORMAT", "MIN_FREE", "NODE", "SNAPSHOTS_PATH", "VOLUMES_PATH"):
+for key in (
+    "DTFORMAT", "HISTORY", "MIN_FREE", "NODE", "SCHEDULE", "SNAPSHOTS_PATH", "VOLUMES_PATH"
+):
     value = os.environ.get(f"BUTTERVOLUME_{key}", "").replace("\\", "\\\\").replace("\"", "\\\"")
     if value:
         print(end=f" \"BUTTERVOLUME_{key}={value}\"")

@@ -278,6 +278,8 @@ class Group:
             if owner == self.me and not is_whole:  # it was removed here, after a last snapshot
                 last = newest(standing.copies, line)
                 return Begin(How.HANDED, line, last) if last else Refuse("its last copy is gone")
+        elif standing.in_use and owner != self.me:  # whatever has become of its record
+            return Refuse(f"in use on {owner}", may_pass=True)
         elif standing.role is not Role.OWNER or not is_whole:
             return self._without(f"its owner {owner} has lost it", line, standings, by_hand)
         if owner == self.me:

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from buttervolume.hosts.follow import Begin, Decision, Group, How, Policy, Role, Standing, Version
+from buttervolume.hosts.follow import (
+    Begin,
+    Copy,
+    Decision,
+    Epoch,
+    Group,
+    How,
+    Policy,
+    Refuse,
+    Role,
+    Standing,
+    Version,
+)
 from tests.support.follow_world import (
     Limits,
     Member,
@@ -152,3 +164,23 @@ def test_a_mutant_is_caught(mutant: Rules, members: int, used_before: bool) -> N
 
     with pytest.raises(Violation):
         walk_often()
+
+
+def test_an_owner_that_uses_it_is_not_taken_from_whatever_it_remembers() -> None:
+    line = (Epoch("aaaa", "a", None, How.FIRST),)
+    copy = Copy("b", "v@1", Version(line, 1))
+    forgetful = Standing("a", line, line, Role.NONE, in_use=True)
+    mine = Standing("b", line, (), Role.REPLICA, copies=(copy,))
+
+    decision = Group("b", ("a", "b"), Policy.LATEST).decide({"a": forgetful, "b": mine})
+
+    assert decision == Refuse("in use on a", may_pass=True)
+
+
+def test_the_first_user_is_not_joined_by_another_where_it_was_used_before_it_followed() -> None:
+    standings = {name: Standing(name, in_use=name == "a") for name in ("a", "b")}
+
+    group = Group("b", ("a", "b"), Policy.REFUSE)
+
+    assert group.decide(standings) == Refuse("in use on a", may_pass=True)
+    assert isinstance(Group("a", ("a", "b"), Policy.REFUSE).decide(standings), Begin)
