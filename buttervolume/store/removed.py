@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -95,14 +95,17 @@ class Removed:
         except ValueError:
             return self._keep
 
-    def list(self) -> Sequence[RemovedVolume]:
-        """All that can be had back, by name and date. Raises OperationFailed."""
-        found: Sequence[RemovedVolume] = []
+    def list(self, name: str | None = None) -> Sequence[RemovedVolume]:
+        """All that can be had back, or those of one name, by name and date. Raises
+        OperationFailed."""
+        found: MutableSequence[RemovedVolume] = []
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
+                    if name not in (None, entry.name.partition("@")[0]):
+                        continue
                     with suppress(OSError):  # gone meanwhile, or it cannot be read: not to be had
-                        found = [*found, *self._look(Path(entry.path))]
+                        found.extend(self._look(Path(entry.path)))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -130,7 +133,7 @@ class Removed:
         """The removed volume that is meant: by name and date or a beginning of that, or by its
         name, the one that was removed last. Raises NoSuchRemoved, AmbiguousName."""
         volume, at, date = name.partition("@")
-        found = [each for each in self.list() if each.name == volume]
+        found = self.list(volume)
         if at:
             exact = [each for each in found if each.date == date]
             found = exact or [each for each in found if date and each.date.startswith(date)]
@@ -168,7 +171,7 @@ class Removed:
         elif "@" in name:
             doomed = [self.find(name)]
         else:
-            doomed = [each for each in self.list() if each.name == name]
+            doomed = self.list(name)
             if not doomed:
                 raise NoSuchRemoved(name)
         purged, failures = [], []
