@@ -123,6 +123,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             schedule,
             scheduler,
             transfers,
+            rounds,
             snapshots.in_transfer.held,
             timer=config.timer,
             min_free=config.min_free,

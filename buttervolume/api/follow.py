@@ -4,7 +4,7 @@ from datetime import datetime
 
 from buttervolume.api.body import Answer, Body, MalformedRequest
 from buttervolume.api.http import Endpoint, Lane
-from buttervolume.hosts.view import MemberView, View
+from buttervolume.report import answer
 from buttervolume.services import Services
 
 
@@ -12,34 +12,9 @@ def show(services: Services, body: Body) -> Answer:
     """How one volume stands, or all: the members are asked."""
     views = services.decisions.look(body.optional_text("Name"))
     now = datetime.now().astimezone()
-    return {"Now": now.isoformat(timespec="seconds"), "Volumes": [_view(each) for each in views]}
-
-
-def _view(view: View) -> Answer:
     return {
-        "Name": view.volume,
-        "Owner": view.owner,
-        "Epoch": view.epoch,
-        "EpochId": view.epoch_id,
-        "Orphan": view.policy.value,
-        "Every": view.every,
-        "Healthy": not view.problems,
-        "Problems": list(view.problems),
-        "Members": [_member(each) for each in view.members],
-    }
-
-
-def _member(member: MemberView) -> Answer:
-    taken = member.taken and member.taken.astimezone()
-    return {
-        "Name": member.name,
-        "Role": member.role.value,
-        "InUse": member.in_use,
-        "Silent": member.silent,
-        "Copy": member.copy,
-        "Taken": taken.isoformat(timespec="seconds") if taken else None,
-        "Lag": round(member.lag.total_seconds()),
-        "Forks": list(member.forks),
+        "Now": now.isoformat(timespec="seconds"),
+        "Volumes": [answer.followed(each) for each in views],
     }
 
 

@@ -14,6 +14,7 @@ Call = Callable[..., dict[str, Any]]
 _WORDS = {"take": (2, 2), "resolve": (4, 5), "drop": (2, 2)}
 """What is decided, with how many words it has at the least and at the most. One word alone is a
 volume, whatever it is called."""
+COLUMNS = ["MEMBER", "ROLE", "USED", "NEWEST COPY", "TAKEN", "LACKS"]
 
 
 def follow(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
@@ -57,11 +58,12 @@ def _volume(volume: dict[str, Any], now: datetime) -> list[str]:
     terms = f"every {volume['Every']} minutes, orphan={volume['Orphan']}"
     lines = [line(f"{volume['Name']}: {owner}{epoch}, {terms}", Colour.TITLE)]
     lines += [line(problem, Colour.BAD) for problem in volume["Problems"]]
-    rows = [_member(member, volume["Owner"], now) for member in volume["Members"]]
-    return [*lines, *table(["MEMBER", "ROLE", "USED", "NEWEST COPY", "TAKEN", "LACKS"], rows)]
+    rows = [member_row(member, volume["Owner"], now) for member in volume["Members"]]
+    return [*lines, *table(COLUMNS, rows)]
 
 
-def _member(member: dict[str, Any], owner: str, now: datetime) -> list[str | Cell]:
+def member_row(member: dict[str, Any], owner: str | None, now: datetime) -> list[str | Cell]:
+    """A member of a followed volume as a row of a table with these columns."""
     taken = datetime.fromisoformat(member["Taken"]) if member["Taken"] else None
     role = Cell("silent", Colour.BAD) if member["Silent"] else Cell(member["Role"])
     lag = timedelta(seconds=member["Lag"])

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from buttervolume import human
+from buttervolume.cli import following
 from buttervolume.cli.client import Refused
 from buttervolume.cli.printing import (
     Cell,
@@ -43,6 +44,7 @@ def status(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
         lines.append("all jobs are paused")
     if answer["Jobs"]:
         lines += ["", *_jobs(answer["Jobs"], now)]
+    lines += _followed(answer.get("Followed", ()), now)
     if arguments.volume is not None:
         lines += _copies(answer["Volumes"], now)
     if answer["Transfers"]:
@@ -111,6 +113,17 @@ def _copies(volumes: Iterable[dict[str, Any]], now: datetime) -> Iterable[str]:
     if rows:
         yield ""
         yield from table(["VOLUME", "HOST", "NEWEST COPY", "TAKEN"], rows)
+
+
+def _followed(volumes: Iterable[dict[str, Any]], now: datetime) -> Iterable[str]:
+    rows = [
+        [volume["Name"], *following.member_row(member, volume["Owner"], now)]
+        for volume in volumes
+        for member in volume["Members"]
+    ]
+    if rows:
+        yield ""
+        yield from table(["VOLUME", *following.COLUMNS], rows)
 
 
 def _transfers(transfers: Iterable[dict[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from buttervolume.errors import (
 from buttervolume.hosts import follow
 from buttervolume.hosts.acquire import LOCK_PATIENCE, LOGIN_PATIENCE, check_is_member
 from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import Copy, Line
+from buttervolume.hosts.follow import Copy, Line, Role
 from buttervolume.hosts.link import Connect, Link, Links, linked
 from buttervolume.hosts.member import Member
 from buttervolume.hosts.view import View, see
@@ -70,6 +70,11 @@ class Rounds:
         self._silent: dict[str, dict[str, str]] = {}
         """Of each volume, who could not be reached when it was tried last, and why."""
         self._problems: dict[str, str] = {}
+        """What went wrong in the last round, as the log has it."""
+        self._conflicts: dict[str, str] = {}
+        """Of that, what is neither silence nor a copy that did not arrive."""
+        self._failures: dict[str, dict[str, str]] = {}
+        """Of each volume, who did not get what was sent last, and why."""
         self._down: dict[str, tuple[float, HostFailed]] = {}
 
     def start(self) -> None:
@@ -119,7 +124,11 @@ class Rounds:
 
     def saw(self, volume: str, links: Links, reports: Mapping[str, Report]) -> None:
         """Keep what the members have said of themselves."""
-        silent = {name: link.reason for name, link in links.items() if isinstance(link, HostFailed)}
+        silent = {
+            name: link.reason if isinstance(link, HostFailed | FollowRefused) else str(link)
+            for name, link in links.items()
+            if isinstance(link, ButtervolumeError)
+        }
         with self._guard:
             self._seen[volume] = self._seen.get(volume, {}) | dict(reports)
             self._silent[volume] = silent
@@ -146,12 +155,23 @@ class Rounds:
         own = self._member.report(volume, with_use=False)
         with self._guard:
             seen = dict(self._seen.get(volume, {}))
-            silent, problem = self._silent.get(volume, {}), self._problems.get(volume, "")
+            silent, conflict = self._silent.get(volume, {}), self._conflicts.get(volume, "")
+            failures = self._failures.get(volume, {})
         in_use = seen[self._member.name].standing.in_use if self._member.name in seen else False
         standing = replace(own.standing, in_use=in_use)
         seen[self._member.name] = replace(own, standing=standing)
         charter = own.charter or Charter(())
-        return see(volume, charter, seen, silent, problem, self._moment_of, self._now())
+        return see(
+            volume,
+            charter,
+            seen,
+            silent,
+            conflict,
+            self._moment_of,
+            self._now(),
+            me=self._member.name,
+            failures=failures if own.standing.role is Role.OWNER else {},
+        )
 
     # Rounds
 
@@ -174,21 +194,26 @@ class Rounds:
             ).start()
 
     def _round_of(self, volume: str) -> None:
-        problem = ""
+        problem = conflict = ""
         try:
             with self._slots:
                 problem = self._look_after(volume)
-        except ButtervolumeError as error:
+        except FollowBusy as error:  # which is over in the next round
             problem = str(error)
+        except FollowRefused as error:
+            problem, conflict = str(error), error.reason
+        except ButtervolumeError as error:
+            problem = conflict = str(error)
         except Exception as error:  # noqa: BLE001 - the next round may be better
             self._log.exception("%s: unexpected fault in a round", volume)
-            problem = f"unexpected fault: {error!r}"
+            problem = conflict = f"unexpected fault: {error!r}"
         finally:
             with self._guard:
                 self._running.discard(volume)
         with self._guard:
             before = self._problems.get(volume, "")
             self._problems[volume] = problem
+            self._conflicts[volume] = conflict
         if problem and problem != before:
             self._log.error("%s", problem)
 
@@ -331,6 +356,8 @@ class Rounds:
             thread.start()
         for thread in threads:
             thread.join()
+        with self._guard:
+            self._failures[volume] = failures
         for member, reason in failures.items():
             self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
         return failures

@@ -28,6 +28,28 @@ class MemberView:
     """For how long there has been a newer one that it has not got."""
     forks: tuple[str, ...]
     """The snapshots that it keeps of what the others do not go on with."""
+    was_asked: bool
+    """Whether anybody has asked it since the start; it answered then, or is silent."""
+    failure: str
+    """Why it did not get what the owner sent it last, if that is this host; empty if it did."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what it has, be it from some time ago."""
+        return self.was_asked and (self.copy is not None or not self.silent)
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that somebody should look at."""
+
+    is_fork: bool
+    """Whether members have gone on apart; else one lacks what the others have, or may."""
+    member: str
+    """Empty for the whole volume."""
+    message: str
+    fork: str = ""
+    """The snapshot, if it is about one."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,8 @@ class View:
     """A followed volume."""
 
     volume: str
+    me: str
+    """The member that this host is."""
     owner: str | None
     """None as long as nobody has used it."""
     epoch: int
@@ -47,6 +71,15 @@ class View:
     """In the order of their names."""
     conflict: str
     """What is wrong beside what the members show, such as two lines; empty if nothing is."""
+    is_apart: bool
+    """Whether that is that members have gone on apart."""
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this host owns it, as far as it has heard."""
+        return self.owner == self.me and any(
+            each.name == self.me and each.role is Role.OWNER for each in self.members
+        )
 
     @property
     def forks(self) -> tuple[tuple[str, str], ...]:
@@ -56,18 +89,31 @@ class View:
     @property
     def problems(self) -> tuple[str, ...]:
         """What somebody should look at."""
-        return tuple(self._problems())
+        return tuple(concern.message for concern in self.concerns)
 
-    def _problems(self) -> Iterator[str]:
+    @property
+    def concerns(self) -> tuple[Concern, ...]:
+        """The same, told apart."""
+        return tuple(self._concerns())
+
+    def _concerns(self) -> Iterator[Concern]:
         if self.conflict:
-            yield self.conflict
+            yield Concern(self.is_apart, "", self.conflict)
         for each in self.members:
-            if each.silent:
-                yield f"{each.name} does not answer: {each.silent}"
-            elif each.lag > 2 * timedelta(minutes=self.every):
-                yield f"{each.name} lacks what came in the last {duration(each.lag)}"
+            name = each.name
+            if each.silent and each.was_asked:
+                yield Concern(False, name, f"{name} does not answer: {each.silent}")
+            elif each.failure:
+                yield Concern(False, name, f"{name} did not get what is new: {each.failure}")
+            elif each.was_asked and each.lag > 2 * timedelta(minutes=self.every):
+                lacks = f"{name} lacks what came in the last {duration(each.lag)}"
+                yield Concern(False, name, lacks)
+            if each.role is Role.SUPERSEDED and each.in_use and name != self.me:
+                used = f"{name} still uses it, though {self.owner} has taken it over"
+                yield Concern(True, name, used)
             for fork in each.forks:
-                yield f"{fork} on {each.name} is a fork: it is in no other copy"
+                kept = f"{fork} on {name} is a fork: it is in no other copy"
+                yield Concern(True, name, kept, fork)
 
 
 def see(
@@ -78,18 +124,24 @@ def see(
     problem: str,
     moment_of: Callable[[str], datetime | None],
     now: datetime,
+    *,
+    me: str,
+    failures: Mapping[str, str],
 ) -> View:
     """How a volume stands. `reports` may be older than who is `silent` now; `moment_of` says when a
-    snapshot was taken, as its name has it, and `now` is local time, too."""
+    snapshot was taken, as its name has it, and `now` is local time, too. `failures` says who did
+    not get what this host, `me`, sent it last, and why."""
     standings = {name: report.standing for name, report in reports.items()}
     try:
         line = follow.known_line(standings.values())
+        is_apart = me in standings and standings[me].role is Role.SUPERSEDED
     except follow.TwoLines as error:
-        line, problem = charter.line, str(error)
+        line, problem, is_apart = charter.line, str(error), True
     copies = [copy for standing in standings.values() for copy in standing.copies]
     on_line = [copy for copy in copies if copy.version in follow.tip(line)]
     return View(
         volume,
+        me,
         line[-1].owner if line else None,
         len(line),
         line[-1].id if line else None,
@@ -104,10 +156,13 @@ def see(
                 on_line,
                 moment_of,
                 now,
+                was_asked=name in reports or name in silent,
+                failure=failures.get(name, ""),
             )
             for name in charter.members
         ),
         problem,
+        is_apart,
     )
 
 
@@ -119,6 +174,9 @@ def _member(
     on_line: list[Copy],
     moment_of: Callable[[str], datetime | None],
     now: datetime,
+    *,
+    was_asked: bool,
+    failure: str,
 ) -> MemberView:
     own = max((copy for copy in on_line if copy.member == name), key=_order, default=None)
     newer = [copy for copy in on_line if own is None or _order(copy) > _order(own)]
@@ -132,6 +190,8 @@ def _member(
         moment_of(own.snapshot) if own else None,
         max(timedelta(), now - min(moments)) if moments else timedelta(),
         forks,
+        was_asked,
+        failure,
     )
 
 

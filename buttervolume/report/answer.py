@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.hosts.view import MemberView, View
 from buttervolume.jobs.history import Run
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.report.observer import Outlook
@@ -28,6 +29,7 @@ def report(status: Report) -> Data:
         "Volumes": [volume(each) for each in status.volumes],
         "Transfers": [transfer(each) for each in status.transfers],
         "Partial": [str(name) for name in status.partial],
+        "Followed": [followed(view) for view in status.followed],
     }
 
 
@@ -82,6 +84,35 @@ def volume(status: VolumeStatus) -> Data:
         **status.holdings.data,
         "Jobs": status.jobs,
         "Problems": status.problems,
+    }
+
+
+def followed(view: View) -> Data:
+    """How a volume that follows its service stands."""
+    problems = view.problems
+    return {
+        "Name": view.volume,
+        "Owner": view.owner,
+        "Epoch": view.epoch,
+        "EpochId": view.epoch_id,
+        "Orphan": view.policy.value,
+        "Every": view.every,
+        "Healthy": not problems,
+        "Problems": [shortened(each) for each in problems],
+        "Members": [_member(each) for each in view.members],
+    }
+
+
+def _member(member: MemberView) -> Data:
+    return {
+        "Name": member.name,
+        "Role": member.role.value,
+        "InUse": member.in_use,
+        "Silent": shortened(member.silent),
+        "Copy": member.copy,
+        "Taken": with_offset(member.taken),
+        "Lag": round(member.lag.total_seconds()),
+        "Forks": list(member.forks),
     }
 
 

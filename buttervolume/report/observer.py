@@ -5,8 +5,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from buttervolume.errors import OperationFailed, VolumesUnavailable
+from buttervolume.errors import ButtervolumeError, OperationFailed, VolumesUnavailable
+from buttervolume.hosts.rounds import Rounds
 from buttervolume.hosts.transfers import Transfers
+from buttervolume.hosts.view import View
 from buttervolume.jobs.actions import Purge
 from buttervolume.jobs.schedule import Contents, Schedule, resolve
 from buttervolume.jobs.scheduler import Scheduler
@@ -48,6 +50,7 @@ class Observer:
         schedule: Schedule,
         scheduler: Scheduler,
         transfers: Transfers,
+        rounds: Rounds,
         in_transfer: Callable[[], Collection[str]],
         *,
         timer: int,
@@ -61,6 +64,7 @@ class Observer:
         self._schedule = schedule
         self._scheduler = scheduler
         self._transfers = transfers
+        self._rounds = rounds
         self._in_transfer = in_transfer
         self._timer = timedelta(seconds=timer)
         self._min_free = min_free
@@ -103,11 +107,14 @@ class Observer:
         volumes: tuple[str, ...] = ()
         listing = Listing((), (), ())
         found = None
+        followed: list[View] = []
+        unseen: dict[str, str] = {}
         try:
             self._volumes.check_available()
             found = space.look(self._volumes.path)
             volumes = self._volumes.names()
             listing = self._catalog.list()
+            followed, unseen = self._look_at_followed()
         except OperationFailed as error:
             failures.append(Problem(Kind.UNAVAILABLE, str(error)))
         except (OSError, VolumesUnavailable):
@@ -126,7 +133,22 @@ class Observer:
             transfers=self._transfers.list(),
             space=found,
             failures=failures,
+            followed=followed,
+            unseen=unseen,
         )
+
+    def _look_at_followed(self) -> tuple[list[View], dict[str, str]]:
+        """How the followed volumes stand, and of which this cannot be told, and why. Their members
+        are not asked. Raises VolumesUnavailable."""
+        views, unseen = [], {}
+        for volume in self._rounds.followed():
+            try:
+                views.append(self._rounds.view(volume))
+            except VolumesUnavailable:
+                raise
+            except ButtervolumeError as error:
+                unseen[volume] = str(error)
+        return views, unseen
 
     def _index(self, snapshots: tuple[Snapshot, ...]) -> dict[str, Holdings]:
         with self._guard:

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
 
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.hosts.view import View
 from buttervolume.jobs.actions import ACTIONS
 from buttervolume.jobs.memory import Memory, next_run, second_run
 from buttervolume.jobs.schedule import Job
@@ -61,6 +62,8 @@ class Kind(StrEnum):
     CLOCK = "clock", "set the clock (timedatectl), or remove the snapshot"
     PARTIAL = "partial", "send them again, or remove them: buttervolume rm"
     UNREADABLE = "unreadable", "mend or delete the rows: buttervolume scheduled"
+    FORK = "fork", "buttervolume follow shows more; then: buttervolume follow resolve"
+    LAG = "lag", "see to that host; buttervolume follow asks again"
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ class Problem:
     action: str | None = None
     """The job's, if it is about one."""
     since: datetime | None = None
+    about: str = ""
+    """What tells it from others of its kind and volume, if no job does; part of its message."""
 
     @property
     def key(self) -> tuple[str, str, str]:
         """What makes two reports' problems the same one, however its message has changed."""
-        return self.kind, self.volume or "", self.action or ""
+        return self.kind, self.volume or "", self.action or self.about
 
 
 class Copy(NamedTuple):
@@ -199,6 +204,10 @@ class Facts:
     """None if the filesystem is gone."""
     failures: Sequence[Problem] = ()
     """What could not be found out, and why."""
+    followed: Sequence[View] = ()
+    """The volumes that follow their services, as their members were heard last."""
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """Those of which nothing can be said, and why."""
 
     @property
     def are_volumes_known(self) -> bool:
@@ -227,6 +236,8 @@ class Report:
     """Whether all jobs are."""
     is_alive: bool
     """Whether the volumes are there and the scheduler goes its rounds."""
+    followed: tuple[View, ...] = ()
+    """The volumes that follow their services."""
     by_volume: Mapping[str, VolumeStatus] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -243,6 +254,7 @@ class Report:
             jobs=tuple(j for j in self.jobs if j.job.volume == volume),
             transfers=tuple(t for t in self.transfers if t.volume == volume),
             partial=tuple(name for name in self.partial if name.volume == volume),
+            followed=tuple(view for view in self.followed if view.volume == volume),
         )
 
 
@@ -297,6 +309,7 @@ def report(facts: Facts) -> Report:
         *_of_jobs(jobs, facts),
         *_unprotected(facts),
         *_clock(facts),
+        *_of_followed(facts),
     ]
     counts: dict[str | None, int] = {}
     for problem in problems:
@@ -327,6 +340,7 @@ def report(facts: Facts) -> Report:
         min_free=facts.min_free,
         paused=facts.paused,
         is_alive=facts.are_volumes_known and not _is_stuck(facts),
+        followed=tuple(facts.followed),
         by_volume=by_volume,
     )
 
@@ -423,6 +437,17 @@ def _clock(facts: Facts) -> Iterable[Problem]:
         if holdings.taken is not None and holdings.taken > now + AHEAD:
             message = f"{holdings.newest} is in the future: is the clock right?"
             yield Problem(Kind.CLOCK, message, volume)
+
+
+def _of_followed(facts: Facts) -> Iterable[Problem]:
+    """Forks and members that lack something, of the volumes that follow their services."""
+    for view in facts.followed:
+        for concern in view.concerns:
+            kind = Kind.FORK if concern.is_fork else Kind.LAG
+            about = f"{concern.member} {concern.fork}".strip()
+            yield Problem(kind, concern.message, view.volume, about=about)
+    for volume, reason in facts.unseen.items():
+        yield Problem(Kind.LAG, f"how it stands cannot be told: {reason}", volume)
 
 
 # The host

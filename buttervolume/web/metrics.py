@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from buttervolume.hosts.view import View
 from buttervolume.report.status import JobStatus, Kind, Report, State
 from buttervolume.system.space import Space
 from buttervolume.words import printable
@@ -39,6 +40,7 @@ class _Rendering(Collector):
         yield from _volumes(report)
         yield from _jobs(report.jobs)
         yield from _transfers(report)
+        yield from _followed(report.followed)
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:
@@ -150,3 +152,27 @@ def _transfers(report: Report) -> Iterator[Metric]:
     for labels, total in totals.items():
         moved.add_metric(labels, total)
     yield moved
+
+
+def _followed(views: Iterable[View]) -> Iterator[Metric]:
+    """Of the volumes that follow their services, as their members were heard last."""
+    labels = ("volume", "member")
+    is_owner = _labelled("follow_is_owner", "Whether this host owns it.", "volume")
+    forks = _labelled("follow_forks", "How many forks its members keep.", "volume")
+    lag = _labelled(
+        "follow_copy_lag_seconds", "For how long a member has lacked a newer copy.", *labels
+    )
+    silent = _labelled(
+        "follow_silent", "Whether a member did not answer when it was asked last.", *labels
+    )
+    for view in views:
+        name = printable(view.volume)
+        is_owner.add_metric([name], float(view.is_owner))
+        forks.add_metric([name], len(view.forks))
+        for each in view.members:
+            values = [name, printable(each.name)]
+            if each.is_known:
+                lag.add_metric(values, each.lag.total_seconds())
+            if each.was_asked:
+                silent.add_metric(values, float(bool(each.silent)))
+    yield from (is_owner, forks, lag, silent)

@@ -7,6 +7,7 @@ from typing import Any
 
 from buttervolume import human
 from buttervolume.hosts.transfers import Transfer
+from buttervolume.hosts.view import MemberView, View
 from buttervolume.jobs.history import Run
 from buttervolume.report.forecast import Band
 from buttervolume.report.observer import Outlook
@@ -45,13 +46,15 @@ class Row:
     newest: str
     copies: tuple[tuple[str, str], ...]
     """Host, and how old its newest copy is or how far behind."""
+    view: View | None
+    """If it follows its service."""
 
     @property
     def mark(self) -> str:
         """`bad`, `good`, or `none` for a volume that nobody has asked to keep."""
         if self.volume.problems:
             return "bad"
-        return "good" if self.jobs else "none"
+        return "good" if self.jobs or self.view else "none"
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,15 @@ def home(report: Report, asked: Mapping[str, str]) -> Context:
         if job.job.volume in jobs_of:
             jobs_of[job.job.volume].append(job)
     existing = {volume.name for volume in report.volumes}
+    views = {view.volume: view for view in report.followed}
     return {
         **_common(report),
         "problems": [_problem(each, report.now) for each in report.problems],
         "meters": [] if report.space is None else list(_meters(report.space, report.min_free)),
         "devices": [] if report.space is None else report.space.devices,
-        "rows": [_row(volume, jobs_of[volume.name], report) for volume in shown],
+        "rows": [
+            _row(volume, jobs_of[volume.name], views.get(volume.name), report) for volume in shown
+        ],
         "without_volume": [
             _job(job, report.now) for job in report.jobs if job.job.volume not in existing
         ],
@@ -103,6 +109,7 @@ def volume(
     of_volume = report.of_volume(name)
     ahead = None if outlook is None else outlook.forecast
     now = report.local
+    view = next(iter(of_volume.followed), None)
     return {
         **_common(report),
         "name": name,
@@ -110,7 +117,9 @@ def volume(
         "problems": [_problem(each, report.now) for each in of_volume.problems if each.volume],
         "timeline": timeline.draw(status.holdings.snapshots, now, ahead),
         "snapshots": _snapshots(status.holdings, outlook, now),
-        "copies": [(copy.host, _lag(copy, now)) for copy in status.holdings.copies],
+        "copies": list(_copies(status.holdings, view, now)),
+        "view": view,
+        "members": [] if view is None else list(_members(view, now)),
         "jobs": [_job(each, report.now) for each in of_volume.jobs],
         "charts": bars.draw(runs or (), report.now),
         "transfers": [_transfer(each) for each in of_volume.transfers],
@@ -199,14 +208,46 @@ def _meters(space: Space, min_free: float) -> Iterable[Meter]:
     yield Meter("Metadata", f"{metadata:.0f}% used", round(metadata, 1), metadata > 90)
 
 
-def _row(volume: VolumeStatus, jobs: Iterable[JobStatus], report: Report) -> Row:
+def _row(volume: VolumeStatus, jobs: Iterable[JobStatus], view: View | None, report: Report) -> Row:
     holdings, now = volume.holdings, report.local
     newest = "none" if holdings.newest is None else "unknown date"
     if holdings.taken is not None:
         newest = human.age(holdings.taken, now)
-    copies = tuple((copy.host, _lag(copy, now)) for copy in holdings.copies)
+    others = () if view is None else (each for each in view.members if each.name != view.me)
+    copies = (*((each.name, _stand(each)) for each in others), *_copies(holdings, view, now))
     ordered = sorted(jobs, key=lambda job: _WORST.index(job.state) if job.state in _WORST else 9)
-    return Row(volume, tuple(ordered), newest, copies)
+    return Row(volume, tuple(ordered), newest, copies, view)
+
+
+def _copies(holdings: Holdings, view: View | None, now: datetime) -> Iterable[tuple[str, str]]:
+    """What other hosts have, by the markers here; of members more is known than these say."""
+    members = set() if view is None else {each.name for each in view.members}
+    return ((c.host, _lag(c, now)) for c in holdings.copies if c.host not in members)
+
+
+def _stand(member: MemberView) -> str:
+    """How a member stands: silent, as new as any other, or how far behind."""
+    if member.silent:
+        return "silent" if member.was_asked else "not asked yet"
+    if member.copy is None:
+        return "nothing yet"
+    return f"{human.duration(member.lag)} behind" if member.lag else "up to date"
+
+
+def _members(view: View, now: datetime) -> Iterable[Context]:
+    behind = {concern.member for concern in view.concerns if not concern.is_fork}
+    for each in view.members:
+        yield {
+            "name": each.name,
+            "is_here": each.name == view.me,
+            "role": each.role.value,
+            "in_use": each.in_use,
+            "newest": each.copy,
+            "age": human.age(each.taken, now) if each.taken else "-",
+            "state": _stand(each),
+            "is_bad": each.name in behind,
+            "forks": each.forks,
+        }
 
 
 def _lag(copy: Copy, now: datetime) -> str:

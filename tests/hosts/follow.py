@@ -218,6 +218,11 @@ class Node(Host):
         found: list[str] = self.status(volume).get("Forks", [])
         return found
 
+    def problems(self, volume: str) -> list[tuple[str, str]]:
+        """Kind and message of each problem that `status` shows of a volume."""
+        answer = self.api.call("Status", Name=volume)
+        return [(p["Kind"], p["Message"]) for p in answer["Problems"] if p["Volume"] == volume]
+
     def copies(self, volume: str) -> list[str]:
         """The snapshots, without markers."""
         return [name for name in self.snapshot_names(volume) if name.count("@") == 1]

@@ -415,8 +415,10 @@ def test_who_takes_goes_on_and_what_the_owner_had_is_a_fork(trio: Trio, volume: 
     trio.ann.look_after(volume)
     [fork] = wait_until(lambda: trio.ann.forks(volume), LONG, "ann to keep what it held")
     assert trio.ann.copied_file(fork, "log").read_text() == "2"
+    assert ("fork", f"{fork} on ann is a fork: it is in no other copy") in trio.ann.problems(volume)
     trio.ann.cli("follow", "resolve", "--yes", volume, fork, "drop")
     assert fork not in trio.ann.copies(volume)
+    assert "fork" not in [kind for kind, _ in trio.ann.problems(volume)]
 
 
 def test_all_can_be_seen_of_it(trio: Trio, volume: str) -> None:
@@ -432,7 +434,14 @@ def test_all_can_be_seen_of_it(trio: Trio, volume: str) -> None:
     assert "owned by ann" in trio.bob.cli("follow", volume).stdout
     with trio.without(trio.cleo):
         shown = trio.bob.cli("follow", volume, check=False)
+        [(kind, message)] = trio.bob.problems(volume)
+        status = trio.bob.cli("status", volume, check=False)
     assert (shown.returncode, "cleo does not answer" in shown.stdout) == (1, True)
+    assert (kind, message.partition(":")[0]) == ("lag", "cleo does not answer")
+    assert re.search(rf"{volume} +cleo +silent", status.stdout)
+    asks = partial(trio.bob.cli, "follow", volume, check=False)
+    wait_until(lambda: not asks().returncode, LONG, "cleo to answer again")
+    assert trio.bob.problems(volume) == []
     plain = f"{volume}-plain"
     trio.ann.create(plain)
     assert "follows nobody" in trio.ann.cli("follow", plain, check=False).stderr

@@ -1,6 +1,10 @@
 """How a followed volume stands, from what its members have said."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
+
+import pytest
 
 from buttervolume.hosts.charter import Charter, Report
 from buttervolume.hosts.follow import Base, Copy, Epoch, How, Line, Policy, Role, Standing, Version
@@ -28,8 +32,16 @@ def member(
     return name, Report(Standing(name, line, line, role, copies=has), CHARTER, forks)
 
 
-def seen(*members: tuple[str, Report], problem: str = "", **silent: str) -> View:
-    return see("db", CHARTER, dict(members), silent, problem, moment_of, NOW)
+def seen(
+    *members: tuple[str, Report],
+    problem: str = "",
+    failures: Mapping[str, str] | None = None,
+    **silent: str,
+) -> View:
+    """How it stands for ann."""
+    failures = failures or {}
+    reports = dict(members)
+    return see("db", CHARTER, reports, silent, problem, moment_of, NOW, me="ann", failures=failures)
 
 
 def test_all_is_well_where_everybody_has_the_newest() -> None:
@@ -71,8 +83,7 @@ def test_two_lines_are_a_problem_and_the_charter_s_own_is_shown() -> None:
 
 
 def test_who_is_silent_is_named_with_what_it_said_before() -> None:
-    silent = {"cleo": "no route"}
-    view = seen(*(member(name, (4, 50)) for name in CHARTER.members), problem="", **silent)
+    view = seen(*(member(name, (4, 50)) for name in CHARTER.members), cleo="no route")
     assert view.members[2].copy == "db@50"
     assert view.problems == ("cleo does not answer: no route",)
     assert seen(member("ann")).members[1].silent
@@ -81,3 +92,56 @@ def test_who_is_silent_is_named_with_what_it_said_before() -> None:
 def test_nobody_has_used_it_yet() -> None:
     view = seen(*(member(name, line=()) for name in CHARTER.members))
     assert (view.owner, view.epoch, view.epoch_id, view.problems) == (None, 0, None, ())
+
+
+def test_who_was_not_asked_yet_is_no_concern() -> None:
+    view = seen(member("ann", (1, 600)))
+    assert view.problems == ()
+    assert not view.members[1].was_asked
+    assert not view.members[1].is_known
+
+
+def test_who_was_never_heard_is_silent_and_nothing_is_known_of_its_copies() -> None:
+    view = seen(member("ann", (1, 600)), bob="no route")
+    assert view.problems == ("bob does not answer: no route",)
+    assert view.members[1].was_asked
+    assert not view.members[1].is_known
+
+
+def test_why_a_member_did_not_get_something_is_told_while_it_answers() -> None:
+    everybody = [member(name, (4, 50)) for name in CHARTER.members]
+    failures = {"bob": "its disk is full", "cleo": "no route"}
+    view = seen(*everybody, failures=failures, cleo="no route")
+    assert [(each.is_fork, each.member, each.message) for each in view.concerns] == [
+        (False, "bob", "bob did not get what is new: its disk is full"),
+        (False, "cleo", "cleo does not answer: no route"),
+    ]
+
+
+def test_the_owner_knows_that_it_is_and_whoever_stepped_back_that_it_is_not() -> None:
+    assert seen(member("ann", (1, 5))).is_owner
+    assert not seen(member("ann", (1, 5)), member("bob", line=(FIRST, TAKEN))).is_owner
+    name, report = member("ann", (1, 5))
+    granted = replace(report.standing, role=Role.GRANTED)
+    assert not seen((name, replace(report, standing=granted))).is_owner
+
+
+@pytest.mark.parametrize("name", ["ann", "cleo"])
+def test_used_where_it_was_taken_over_from_is_as_bad_as_a_fork(name: str) -> None:
+    given = member(name, (1, 5), line=(FIRST, TAKEN))[1]
+    used = replace(given.standing, role=Role.SUPERSEDED, in_use=True)
+    problem = "bob has taken it over, and it is still used on ann" if name == "ann" else ""
+    view = seen((name, replace(given, standing=used)), problem=problem)
+    [concern] = [each for each in view.concerns if each.is_fork]
+    assert "bob has taken it over" in concern.message
+    assert name in concern.message
+
+
+def test_what_else_went_wrong_is_no_fork() -> None:
+    [concern] = seen(member("ann", (1, 5)), problem="cannot read it").concerns
+    assert (concern.is_fork, concern.message) == (False, "cannot read it")
+
+
+def test_each_fork_is_a_concern_of_its_own() -> None:
+    view = seen(member("ann", (1, 5), forks=("db@7", "db@8")), member("bob", (1, 5)))
+    assert [(each.is_fork, each.fork) for each in view.concerns] == [(True, "db@7"), (True, "db@8")]
