@@ -12,8 +12,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The number of power cuts: 40 by default, which takes a few minutes."""
+    """How much of what can go on for as long as you like; by default it takes a few minutes."""
     parser.addoption("--cuts", type=int, default=40, help="how often tests/power cuts the power")
+    parser.addoption("--hours", type=float, default=6, help="simulated hours of tests/soak")
 
 
 def pytest_configure() -> None:

@@ -35,6 +35,8 @@ class Machine:
     live in a PID namespace, so that none outlives it, whether the test ends or is killed.
     """
 
+    daemon_command: tuple[str, ...] = (*BUTTERVOLUME, "run")
+
     def __init__(
         self,
         name: str,
@@ -356,7 +358,7 @@ class Daemon:
         self._stdout, self._stderr = log.with_suffix(".stdout"), log.with_suffix(".stderr")
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
             self.process = machine._popen(
-                (*BUTTERVOLUME, "run"), in_checkout(env), stdout.fileno(), stderr.fileno()
+                machine.daemon_command, in_checkout(env), stdout.fileno(), stderr.fileno()
             )
 
     def stdout(self) -> str:
