@@ -222,10 +222,16 @@ class Following:
     def take(self, volume: str) -> None:
         """Make this host the owner, since a person says that who cannot be reached is dead; waits
         for as long as it takes. Raises FollowRefused."""
-        with self._guard:
-            if volume in self._going:
-                raise FollowRefused(volume, "a Mount is looking for it; try again after that")
-            going = self._going[volume] = self._begin(volume, by_hand=True)
+        deadline = time.monotonic() + 2 * self._patience
+        while True:
+            with self._guard:
+                before = self._going.get(volume)
+                if before is None:
+                    going = self._going[volume] = self._begin(volume, by_hand=True)
+                    break
+            # Docker comes again and again while the owner is dead; this goes next.
+            if not before.done.wait(max(0.0, deadline - time.monotonic())):
+                raise FollowRefused(volume, f"a Mount waits for it: {self._story(before)}")
         going.done.wait()
         if going.reason:
             raise FollowRefused(volume, going.reason)

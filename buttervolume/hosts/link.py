@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from buttervolume.errors import (
     BadCharter,
     ButtervolumeError,
+    Cancelled,
     FollowBusy,
     FollowRefused,
     HostFailed,
@@ -171,8 +172,13 @@ class Remote:
             self._session.drop(self._volume, self._flow, _LONG)
 
     def close(self) -> None:
-        """End the heartbeat; the session, which ends with who opened it, gives up the lock."""
+        """End the heartbeat, and one that is under way: the files of the session are closed next,
+        and may be somebody else's then. The session, which ends with who opened it, gives up the
+        lock."""
         self._is_over.set()
+        self._flow.cancel()
+        with self._turn:
+            self._failure = self._failure or Cancelled()
 
     def _nonsense(self, error: Exception) -> HostFailed:
         return HostFailed(self.member, f"it answers nonsense: {error!r}"[:500])
