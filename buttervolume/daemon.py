@@ -20,13 +20,13 @@ from buttervolume.api.http import create_app, find_lanes
 from buttervolume.api.server import Server, allow_connections, listen
 from buttervolume.config import Address, Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
-from buttervolume.hosts.acquire import Acquirer
-from buttervolume.hosts.decisions import Decisions
-from buttervolume.hosts.following import Following
-from buttervolume.hosts.link import Connect, Connector
-from buttervolume.hosts.member import Member
+from buttervolume.follow.acquire import Acquirer
+from buttervolume.follow.decisions import Decisions
+from buttervolume.follow.following import Following
+from buttervolume.follow.link import Connect, Connector
+from buttervolume.follow.member import Member
+from buttervolume.follow.rounds import Rounds
 from buttervolume.hosts.replication import Replication
-from buttervolume.hosts.rounds import Rounds
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.actions import Tools
 from buttervolume.jobs.history import History

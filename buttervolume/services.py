@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from buttervolume.hosts.decisions import Decisions
-from buttervolume.hosts.following import Following
+from buttervolume.follow.decisions import Decisions
+from buttervolume.follow.following import Following
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs.history import History

@@ -6,7 +6,7 @@ from buttervolume import names
 from buttervolume.api.body import Answer, Body, Unchanged
 from buttervolume.api.http import Endpoint, Lane, NoAnswer
 from buttervolume.errors import ButtervolumeError, Unreadable
-from buttervolume.hosts.options import FOLLOW_OPTIONS
+from buttervolume.follow.options import FOLLOW_OPTIONS
 from buttervolume.jobs.actions import USAGES
 from buttervolume.jobs.options import split_jobs
 from buttervolume.services import Services

@@ -27,7 +27,7 @@ from waitress.wasyncore import readwrite
 from buttervolume.api.http import LARGEST_BODY, MIMETYPE, TRANSFERS, Lane, NoAnswer
 from buttervolume.api.loop import Loop
 from buttervolume.errors import OperationFailed
-from buttervolume.hosts.following import WAITING
+from buttervolume.follow.following import WAITING
 from buttervolume.words import shortened
 
 CONNECTIONS = 4096

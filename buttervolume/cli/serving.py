@@ -4,11 +4,15 @@ import argparse
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from buttervolume import names
 from buttervolume.config import Config
 from buttervolume.errors import SessionFailed
 from buttervolume.hosts.guard import Guard, authorized_line, check_pattern
+
+if TYPE_CHECKING:
+    from buttervolume.follow.attend import Attendant
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where sshd looks for commands."""
@@ -31,7 +35,12 @@ def peer(config: Config, arguments: argparse.Namespace) -> list[str]:
         return [authorized_line(key, guard, _program())]
     from buttervolume.hosts.peer import run
 
-    if not run(config, guard, os.environ.get("SSH_ORIGINAL_COMMAND")):
+    def attend(asker: str) -> "Attendant":
+        from buttervolume.follow.attend import Attendant, member_of
+
+        return Attendant(member_of(config), asker)
+
+    if not run(config, guard, os.environ.get("SSH_ORIGINAL_COMMAND"), attend):
         raise SessionFailed
     return []
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from buttervolume import names
@@ -42,13 +42,34 @@ from buttervolume.system import btrfs, command, namespace, uuids
 from buttervolume.system.command import Flow, Process
 from buttervolume.words import shortened
 
-if TYPE_CHECKING:
-    from buttervolume.hosts.attend import Attendant
-
 SILENCE = 60.0
 """Seconds in which the other side must ask for something."""
 _LONGEST_REQUEST = 1 << 18
 """Bytes: a long line of epochs fits."""
+
+
+class Attendant(Protocol):
+    """Does for another member of followed volumes what it asks for (see `follow.attend`)."""
+
+    silence: float
+    """Seconds in which the other side must show that it lives, while it has a lock."""
+
+    @property
+    def is_locking(self) -> bool:
+        """Whether it has one."""
+
+    def answer(self, volume: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Carry out a request about a volume."""
+
+    def drop(self, volume: str) -> dict[str, Any]:
+        """Delete a volume for good."""
+
+    def close(self) -> None:
+        """Give up all locks."""
+
+
+Attend = Callable[[str], Attendant]
+"""Makes one for the member of that name."""
 
 
 class Peer:
@@ -61,8 +82,11 @@ class Peer:
         stdin: int = 0,
         stdout: int = 1,
         silence: float = SILENCE,
+        *,
+        attend: Attend,
     ) -> None:
         self._config = config
+        self._attend = attend
         self._guard = guard
         self._inlet = Inlet(stdin)
         self._stdout = stdout
@@ -311,9 +335,7 @@ class Peer:
         """Do another member's bidding about a volume that follows its service."""
         volume = self._guard.check_volume(_text(request["volume"]))
         if self._attendant is None:
-            from buttervolume.hosts.attend import Attendant, member_of
-
-            self._attendant = Attendant(member_of(self._config), self._sender())
+            self._attendant = self._attend(self._sender())
         return self._attendant.answer(volume, request)
 
     def _drop(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,7 +389,7 @@ def _secluded_arguments(descriptor: int) -> list[str]:
     return rest if first == "rsync" else [first, *rest]
 
 
-def run(config: Config, guard: Guard, asked: str | None) -> bool:
+def run(config: Config, guard: Guard, asked: str | None, attend: Attend) -> bool:
     """Serve the other side of this process's input and output; whether all went well.
 
     `asked` is what it asked sshd for, where this is a forced command.
@@ -375,7 +397,7 @@ def run(config: Config, guard: Guard, asked: str | None) -> bool:
     try:
         if guard.is_on and asked and not wants_session(asked):
             serve_rsync(config, guard, asked)
-        return Peer(config, guard).serve()
+        return Peer(config, guard, attend=attend).serve()
     except ButtervolumeError as error:
         print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - ssh shows it
         return False

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from buttervolume.follow.view import MemberView, View
 from buttervolume.hosts.transfers import Transfer
-from buttervolume.hosts.view import MemberView, View
 from buttervolume.jobs.history import Run
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.report.observer import Outlook

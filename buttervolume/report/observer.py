@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from buttervolume.errors import ButtervolumeError, OperationFailed, VolumesUnavailable
-from buttervolume.hosts.rounds import Rounds
+from buttervolume.follow.rounds import Rounds
+from buttervolume.follow.view import View
 from buttervolume.hosts.transfers import Transfers
-from buttervolume.hosts.view import View
 from buttervolume.jobs.actions import Purge
 from buttervolume.jobs.schedule import Contents, Schedule, resolve
 from buttervolume.jobs.scheduler import Scheduler

@@ -8,8 +8,8 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
 
+from buttervolume.follow.view import View
 from buttervolume.hosts.transfers import Transfer
-from buttervolume.hosts.view import View
 from buttervolume.jobs.actions import ACTIONS
 from buttervolume.jobs.memory import Memory, next_run, second_run
 from buttervolume.jobs.schedule import Job

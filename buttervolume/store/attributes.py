@@ -18,7 +18,7 @@ SIZE = "size"
 """How many bytes a volume may hold."""
 FOLLOW = "follow"
 """Who a volume follows its service among, and which version of it this is (see
-`hosts.charter`). It never goes to another volume, but to the snapshots and with them."""
+`follow.charter`). It never goes to another volume, but to the snapshots and with them."""
 NAMES = (KEEP, SIZE, FOLLOW)
 """All there are. They are asked for one by one: a container may give the root so many attributes of
 its own that no list of them is to be had (64 KiB at the most, listxattr(2))."""

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from buttervolume.hosts.view import View
+from buttervolume.follow.view import View
 from buttervolume.report.status import JobStatus, Kind, Report, State
 from buttervolume.system.space import Space
 from buttervolume.words import printable

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from buttervolume import human
+from buttervolume.follow.view import MemberView, View
 from buttervolume.hosts.transfers import Transfer
-from buttervolume.hosts.view import MemberView, View
 from buttervolume.jobs.history import Run
 from buttervolume.report.forecast import Band
 from buttervolume.report.observer import Outlook

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from buttervolume import config
+from buttervolume.follow.attend import Attendant, member_of
 from buttervolume.hosts.guard import Guard
 from buttervolume.hosts.peer import SILENCE, Peer
 from buttervolume.names import receiving_note
@@ -32,7 +33,14 @@ class Talk:
         self._stdin, self.into = os.pipe()
         self.out, self._stdout = os.pipe()
         settings = config.load(environ, Path("/nonexistent"))
-        self._peer = Peer(settings, guard or Guard(), self._stdin, self._stdout, silence)
+        self._peer = Peer(
+            settings,
+            guard or Guard(),
+            self._stdin,
+            self._stdout,
+            silence,
+            attend=lambda asker: Attendant(member_of(settings), asker),
+        )
         self.ended_well: bool | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -23,7 +23,7 @@ LONG = 90.0
 
 LOCKER = """
 import sys, time
-from buttervolume.hosts.link import Connector
+from buttervolume.follow.link import Connector
 with Connector(1122, "cleo")(sys.argv[2], sys.argv[1], 30) as link:
     link.lock(0)
     print("locked", flush=True)
@@ -32,7 +32,7 @@ with Connector(1122, "cleo")(sys.argv[2], sys.argv[1], 30) as link:
 RELEASER = """
 import os, sys
 from buttervolume.config import load
-from buttervolume.hosts.attend import member_of
+from buttervolume.follow.attend import member_of
 member = member_of(load(os.environ))
 with member.lock(sys.argv[1], sys.argv[2], 30):
     member.release(sys.argv[1], sys.argv[2])
@@ -41,10 +41,10 @@ KILLER = """
 import os, signal
 
 def install():
-    from buttervolume.hosts.acquire import Acquirer
-    from buttervolume.hosts.member import Member
+    from buttervolume.follow.acquire import Acquirer
+    from buttervolume.follow.member import Member
     from buttervolume.store.volumes import Volumes
-    from buttervolume.hosts.follow import Role
+    from buttervolume.follow.machine import Role
 
     def killing(owner, name, before, when=lambda *a: True):
         real = getattr(owner, name)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from buttervolume.hosts import follow
-from buttervolume.hosts.follow import (
+from buttervolume.follow import machine
+from buttervolume.follow.machine import (
     Acquire,
     Answer,
     Copy,
@@ -121,7 +121,7 @@ class Rules:
         return not member.used and member.role in (Role.OWNER, Role.GRANTED)
 
     def flags(self, held: Version, tip: Version) -> bool:
-        return follow.is_fork(held, tip)
+        return machine.is_fork(held, tip)
 
     # What can happen next
 
@@ -279,7 +279,7 @@ class Rules:
             mine = self.standing(name, member)
             line = there.line
             busy = member.lock is not None or member.acquire is not None or member.used
-            if not busy and there.volume is not None and follow.is_superseded(mine, line):
+            if not busy and there.volume is not None and machine.is_superseded(mine, line):
                 kept = self._kept(member, Version(line, len(there.volume)))
                 given_up = replace(kept, role=Role.REPLICA, granted_to=None, known=line)
                 yield f"{name} learns of {other}", world.changed((name, given_up))
@@ -349,7 +349,7 @@ def begin(members: int, *, used_before: bool = False) -> World:
     all_members = {name: Member() for name in names}
     links = frozenset(frozenset(pair) for pair in combinations(names, 2))
     if used_before:
-        line: Line = (follow.Epoch("first", "a", None, How.FIRST),)
+        line: Line = (machine.Epoch("first", "a", None, How.FIRST),)
         all_members = {name: Member(known=line) for name in names}
         all_members["a"] = Member((), line, Role.OWNER, known=line)
     return World(tuple(all_members.items()), links, epochs=int(used_before))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.errors import BadCharter, BadOption
-from buttervolume.hosts.charter import (
+from buttervolume.follow.charter import (
     Charter,
     Record,
     Report,
@@ -20,8 +20,18 @@ from buttervolume.hosts.charter import (
     report_from_json,
     report_to_json,
 )
-from buttervolume.hosts.follow import Base, Copy, Epoch, How, Line, Policy, Role, Standing, Version
-from buttervolume.hosts.options import Wish, split_follow
+from buttervolume.follow.machine import (
+    Base,
+    Copy,
+    Epoch,
+    How,
+    Line,
+    Policy,
+    Role,
+    Standing,
+    Version,
+)
+from buttervolume.follow.options import Wish, split_follow
 
 HOSTS = st.sampled_from(["ann", "bob", "cleo"])
 SEQS = st.integers(0, 1 << 40)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from buttervolume.hosts.follow import (
+from buttervolume.follow.machine import (
     Begin,
     Copy,
     Decision,

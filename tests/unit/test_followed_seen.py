@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from flask.testing import FlaskClient
 
-from buttervolume.hosts.follow import Policy, Role
-from buttervolume.hosts.view import MemberView, View
+from buttervolume.follow.machine import Policy, Role
+from buttervolume.follow.view import MemberView, View
 from buttervolume.report import answer
 from buttervolume.report.doctor import judge_report
 from buttervolume.report.notices import compare, describe, key_of

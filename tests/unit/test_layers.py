@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "buttervolume"
-FLOORS = ("system", "store", "hosts", "jobs", "report", "services")
+FLOORS = ("system", "store", "hosts", "follow", "jobs", "report", "services")
 """From the lowest to the highest: each may import those below it, and itself."""
 EDGES = ("api", "cli", "web")
 """May import every floor, but not each other."""

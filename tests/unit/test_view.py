@@ -6,9 +6,19 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import Base, Copy, Epoch, How, Line, Policy, Role, Standing, Version
-from buttervolume.hosts.view import View, see
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.machine import (
+    Base,
+    Copy,
+    Epoch,
+    How,
+    Line,
+    Policy,
+    Role,
+    Standing,
+    Version,
+)
+from buttervolume.follow.view import View, see
 
 FIRST = Epoch("aaaa", "ann", None, How.FIRST)
 TAKEN = Epoch("bbbb", "bob", Base(0, 2), How.TAKEN)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from buttervolume.hosts import follow
-from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import Copy, Policy, Role, Standing
+from buttervolume.follow import machine
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.machine import Copy, Policy, Role, Standing
 from buttervolume.human import duration
 
 
@@ -133,12 +133,12 @@ def see(
     not get what this host, `me`, sent it last, and why."""
     standings = {name: report.standing for name, report in reports.items()}
     try:
-        line = follow.known_line(standings.values())
+        line = machine.known_line(standings.values())
         is_apart = me in standings and standings[me].role is Role.SUPERSEDED
-    except follow.TwoLines as error:
+    except machine.TwoLines as error:
         line, problem, is_apart = charter.line, str(error), True
     copies = [copy for standing in standings.values() for copy in standing.copies]
-    on_line = [copy for copy in copies if copy.version in follow.tip(line)]
+    on_line = [copy for copy in copies if copy.version in machine.tip(line)]
     return View(
         volume,
         me,

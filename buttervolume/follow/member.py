@@ -26,9 +26,9 @@ from buttervolume.errors import (
     NotOwner,
     OperationFailed,
 )
-from buttervolume.hosts import follow
-from buttervolume.hosts.charter import Charter, Record, Report
-from buttervolume.hosts.follow import Copy, Line, Role, Standing, Version
+from buttervolume.follow import machine
+from buttervolume.follow.charter import Charter, Record, Report
+from buttervolume.follow.machine import Copy, Line, Role, Standing, Version
 from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import copy as copy_subvolume
@@ -140,7 +140,7 @@ class Member:
         own, record, told = self.charter(volume), self.record(volume), self._told(volume)
         held = own.line if own else ()
         lines = [record.known, held, *(copy.version.line for copy, _ in told)]
-        known = max((follow.without(line, record.dropped) for line in lines), key=len)
+        known = max((machine.without(line, record.dropped) for line in lines), key=len)
         role, granted_to = record.role, record.granted_to
         if record.begun is not None and held and held[-1].id == record.begun:
             role, granted_to = Role.OWNER, None  # it began, and power was cut right after that
@@ -214,9 +214,9 @@ class Member:
         known = self.report(volume, with_use=False).standing.known
         record = self.record(volume)
         dropped |= record.dropped
-        known, line = follow.without(known, dropped), follow.without(line, dropped)
-        if not follow.begins(known, line):
-            if follow.begins(line, known):
+        known, line = machine.without(known, dropped), machine.without(line, dropped)
+        if not machine.begins(known, line):
+            if machine.begins(line, known):
                 line = known
             else:
                 raise FollowRefused(volume, f"{self.name} knows of another line")
@@ -347,7 +347,7 @@ class Member:
         if owns and standing.held == standing.known and standing.held:
             final = self._copy_of(volume, self.snapshot(volume))
         elif standing.role is Role.GRANTED and not standing.held:
-            final = follow.newest(standing.copies, standing.known)  # the volume was removed since
+            final = machine.newest(standing.copies, standing.known)  # the volume was removed since
         else:
             raise FollowRefused(volume, f"{self.name} does not own it")
         if final is None:
@@ -492,7 +492,7 @@ class Member:
         if standing.role in (Role.OWNER, Role.GRANTED) and standing.held == standing.known:
             self.release(volume, None)
         else:
-            self.give_up(volume, follow.tip(standing.known))
+            self.give_up(volume, machine.tip(standing.known))
 
     def _keep_fork(self, volume: str, tip: Version) -> None:
         """Keep what a volume holds, if the version that takes its place does not contain it; its

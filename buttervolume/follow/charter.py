@@ -13,8 +13,18 @@ from typing import Any
 
 from buttervolume import names
 from buttervolume.errors import BadCharter, BadName
-from buttervolume.hosts import follow
-from buttervolume.hosts.follow import Base, Copy, Epoch, How, Line, Policy, Role, Standing, Version
+from buttervolume.follow import machine
+from buttervolume.follow.machine import (
+    Base,
+    Copy,
+    Epoch,
+    How,
+    Line,
+    Policy,
+    Role,
+    Standing,
+    Version,
+)
 
 DEFAULT_EVERY = 5
 """Minutes."""
@@ -188,9 +198,9 @@ def report_to_json(report: Report) -> dict[str, Any]:
 
     def refer(line: Line) -> list[int]:
         for place, other in enumerate(told):
-            if follow.begins(line, other):
+            if machine.begins(line, other):
                 return [place, len(line)]
-            if follow.begins(other, line):
+            if machine.begins(other, line):
                 told[place] = line
                 return [place, len(line)]
         told.append(line)

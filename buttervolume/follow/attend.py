@@ -17,8 +17,8 @@ from typing import Any
 from buttervolume import names
 from buttervolume.config import Config
 from buttervolume.errors import FollowBusy, FollowRefused, InUse, NotAllowed, OperationFailed
-from buttervolume.hosts.charter import copy_to_json, lines_from_json, report_to_json
-from buttervolume.hosts.member import Member
+from buttervolume.follow.charter import copy_to_json, lines_from_json, report_to_json
+from buttervolume.follow.member import Member
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.volumes import Volumes

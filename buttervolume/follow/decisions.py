@@ -10,14 +10,14 @@ from buttervolume.errors import (
     NoSuchVolume,
     NotOwner,
 )
-from buttervolume.hosts import follow
-from buttervolume.hosts.acquire import LOCK_PATIENCE, LOGIN_PATIENCE
-from buttervolume.hosts.charter import Charter
-from buttervolume.hosts.follow import Begin, Copy, GoOn, Group, Refuse, Role
-from buttervolume.hosts.following import Following
-from buttervolume.hosts.link import Connect, linked
-from buttervolume.hosts.options import parse_every, parse_members, parse_policy
-from buttervolume.hosts.view import View
+from buttervolume.follow import machine
+from buttervolume.follow.acquire import LOCK_PATIENCE, LOGIN_PATIENCE
+from buttervolume.follow.charter import Charter
+from buttervolume.follow.following import Following
+from buttervolume.follow.link import Connect, linked
+from buttervolume.follow.machine import Begin, Copy, GoOn, Group, Refuse, Role
+from buttervolume.follow.options import parse_every, parse_members, parse_policy
+from buttervolume.follow.view import View
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
 
@@ -150,7 +150,7 @@ class Decisions:
             if not any(one.id == epoch for line in lines for one in line):
                 raise FollowRefused(volume, f"no member in reach knows of an epoch {epoch}")
             dropped = frozenset({epoch}).union(*(each.dropped for each in standings))
-            line = max((follow.without(line, dropped) for line in lines), key=len)
+            line = max((machine.without(line, dropped) for line in lines), key=len)
             if not line:
                 raise FollowRefused(volume, f"nothing would be left without epoch {epoch}")
             for link in answering:

@@ -18,11 +18,11 @@ from buttervolume.errors import (
     HostFailed,
     InUse,
 )
+from buttervolume.follow.attend import SILENCE
+from buttervolume.follow.charter import Report, copy_from_json, line_to_json, report_from_json
+from buttervolume.follow.machine import Copy, Line
+from buttervolume.follow.member import Member
 from buttervolume.hosts import session
-from buttervolume.hosts.attend import SILENCE
-from buttervolume.hosts.charter import Report, copy_from_json, line_to_json, report_from_json
-from buttervolume.hosts.follow import Copy, Line
-from buttervolume.hosts.member import Member
 from buttervolume.hosts.session import NoSession, Session
 from buttervolume.system.command import Flow
 

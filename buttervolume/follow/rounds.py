@@ -17,13 +17,13 @@ from buttervolume.errors import (
     TransferBusy,
     VolumesUnavailable,
 )
-from buttervolume.hosts import follow
-from buttervolume.hosts.acquire import LOCK_PATIENCE, LOGIN_PATIENCE, check_is_member
-from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import Copy, Line, Role
-from buttervolume.hosts.link import Connect, Link, Links, linked
-from buttervolume.hosts.member import Member
-from buttervolume.hosts.view import View, see
+from buttervolume.follow import machine
+from buttervolume.follow.acquire import LOCK_PATIENCE, LOGIN_PATIENCE, check_is_member
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.link import Connect, Link, Links, linked
+from buttervolume.follow.machine import Copy, Line, Role
+from buttervolume.follow.member import Member
+from buttervolume.follow.view import View, see
 from buttervolume.system.locks import Mutexes
 
 _WAKE = 2.0
@@ -229,8 +229,8 @@ class Rounds:
             reports = self._reports(links)
             self.saw(volume, links, reports)
             try:
-                line = follow.known_line(report.standing for report in reports.values())
-            except follow.TwoLines as error:
+                line = machine.known_line(report.standing for report in reports.values())
+            except machine.TwoLines as error:
                 raise FollowRefused(volume, str(error)) from error
             dropped = frozenset[str]().union(*(r.standing.dropped for r in reports.values()))
             self._learn(volume, line, dropped)
@@ -284,10 +284,10 @@ class Rounds:
             with self._member.lock(volume, self._member.name):
                 self._member.hear(volume, line, dropped)
                 mine = self._member.standing(volume)
-                if follow.is_owner_again(mine):
+                if machine.is_owner_again(mine):
                     self._log.warning("%s: nobody goes on with it but this host", volume)
                     self._member.resume(volume, mine.known)
-                if not follow.is_superseded(mine, mine.known):
+                if not machine.is_superseded(mine, mine.known):
                     return
                 owner = mine.known[-1].owner
                 if mine.in_use:
@@ -297,7 +297,7 @@ class Rounds:
                         f"{owner} has taken it over, and it is still used on {self._member.name}: "
                         "what is written here now is in no other copy; stop what uses it",
                     )
-                self._member.give_up(volume, follow.tip(mine.known))
+                self._member.give_up(volume, machine.tip(mine.known))
                 self._log.warning("%s: %s goes on with it; this host is a replica", volume, owner)
         except FollowBusy:
             pass  # who looks for it learns it as well

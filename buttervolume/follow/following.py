@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from buttervolume import names
 from buttervolume.errors import ButtervolumeError, FollowBusy, FollowRefused, NotOwner
-from buttervolume.hosts.acquire import LOCK_PATIENCE, Acquirer, Progress
-from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import Policy, Role, Standing
-from buttervolume.hosts.link import Links
-from buttervolume.hosts.member import Member, check_owner
-from buttervolume.hosts.options import Wish, split_follow
-from buttervolume.hosts.rounds import Rounds
+from buttervolume.follow.acquire import LOCK_PATIENCE, Acquirer, Progress
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.link import Links
+from buttervolume.follow.machine import Policy, Role, Standing
+from buttervolume.follow.member import Member, check_owner
+from buttervolume.follow.options import Wish, split_follow
+from buttervolume.follow.rounds import Rounds
 from buttervolume.hosts.transfers import Transfers
 
 MOUNT_PATIENCE = 60.0

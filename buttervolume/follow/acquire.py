@@ -16,8 +16,9 @@ from buttervolume.errors import (
     PartialCopyBusy,
     TransferBusy,
 )
-from buttervolume.hosts.charter import Charter, Report
-from buttervolume.hosts.follow import (
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.link import Connect, Link, Links, linked, reached
+from buttervolume.follow.machine import (
     Acquire,
     Answer,
     Copy,
@@ -35,8 +36,7 @@ from buttervolume.hosts.follow import (
     Step,
     Tell,
 )
-from buttervolume.hosts.link import Connect, Link, Links, linked, reached
-from buttervolume.hosts.member import Member
+from buttervolume.follow.member import Member
 
 OWNERS_PATIENCE = 5.0
 """Seconds that an owner waits for the others, who may know that somebody has taken over."""

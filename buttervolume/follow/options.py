@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from buttervolume.errors import BadName, BadOption
-from buttervolume.hosts.charter import DEFAULT_EVERY, LONGEST_EVERY, check_members
-from buttervolume.hosts.follow import Policy
+from buttervolume.follow.charter import DEFAULT_EVERY, LONGEST_EVERY, check_members
+from buttervolume.follow.machine import Policy
 
 FOLLOW_OPTIONS = ("follow", "every", "orphan")
 

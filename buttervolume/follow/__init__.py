@@ -1,0 +1,1 @@
+"""Volumes that follow their services from host to host."""
