@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from buttervolume import names
@@ -73,12 +74,13 @@ class Charter:
             }
         ).encode()
 
-    @classmethod
-    def load(cls, data: bytes) -> "Charter":
+    @staticmethod
+    @lru_cache(maxsize=1 << 12)  # each report reads those of all snapshots again
+    def load(data: bytes) -> "Charter":
         """From JSON. Raises BadCharter."""
         try:
             values = json.loads(data)
-            return cls(
+            return Charter(
                 _members(values["members"]),
                 Policy(values["orphan"]),
                 _whole(values["every"], 1, LONGEST_EVERY),
