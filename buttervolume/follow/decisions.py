@@ -181,6 +181,13 @@ class Decisions:
         charter = self._member.report(volume, with_use=False).charter
         own = self._member.charter(volume)
         if own is None:
+            if not self._member.exists(volume) and charter is not None:
+                members = ":".join(charter.members)
+                raise FollowRefused(
+                    volume,
+                    "there are copies of it here, but no volume; make it, and try again: "
+                    f"docker volume create -d btrfs -o follow={members} {volume}",
+                )
             if not self._member.exists(volume):
                 raise NoSuchVolume(volume)
             raise FollowRefused(volume, "it follows nobody: it was made without follow")

@@ -405,6 +405,10 @@ def test_who_takes_goes_on_and_what_the_owner_had_is_a_fork(trio: Trio, volume: 
     replicated(trio, volume, "1")
     refused = trio.bob.cli("follow", "take", volume, check=False)
     assert "its owner ann answers" in refused.stderr
+    trio.cleo.api.call("Remove", Name=volume)
+    refused = trio.cleo.cli("follow", "take", volume, check=False)
+    assert f"docker volume create -d btrfs -o follow=ann:bob:cleo {volume}" in refused.stderr
+    trio.cleo.follow(volume, ALL)
     with trio.without(trio.ann):
         trio.ann.file(volume, "log").write_text("2")
         taken = trio.bob.cli("follow", "take", "--yes", volume)
