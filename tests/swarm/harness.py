@@ -345,14 +345,14 @@ class Start:
 class Service:
     """A service with a volume of ours, whose every line is also written where it cannot be lost."""
 
-    def __init__(self, swarm: Swarm, name: str, *options: str, replicas: int = 1) -> None:
-        """The options are those of `docker service create`, or of the volume: `volume-opt=…`."""
+    def __init__(self, swarm: Swarm, name: str, *options: str, driver: str = "btrfs") -> None:
+        """The options are those of the volume: `every=1`."""
         self.swarm = swarm
         self.name = self.volume = name
         self.witness = swarm.directory / f"witness-{name}"
         self.witness.mkdir()
-        volume_options = [f"volume-opt={o}" for o in options if not o.startswith("-")]
-        volume = ["type=volume", f"source={self.volume}", "target=/data", "volume-driver=btrfs"]
+        volume = ["type=volume", f"source={self.volume}", "target=/data", f"volume-driver={driver}"]
+        volume += [f"volume-opt={option}" for option in options]
         swarm.manager.docker(
             "service",
             "create",
@@ -362,12 +362,10 @@ class Service:
             "--constraint=node.role==worker",
             "--restart-delay=1s",
             "--stop-grace-period=1s",
-            f"--replicas={replicas}",
             f"--name={name}",
             "--env=NODE={{.Node.Hostname}}",
-            f"--mount={','.join([*volume, *volume_options])}",
+            f"--mount={','.join(volume)}",
             f"--mount=type=bind,source={self.witness},target={WITNESS}",
-            *(option for option in options if option.startswith("-")),
             "busybox",
             "sh",
             "-c",
@@ -440,6 +438,11 @@ class Service:
     def latest(self) -> Start:
         """The container that began last."""
         return self.starts()[-1]
+
+    def moments(self, start: Start) -> tuple[float, float]:
+        """When a container began, and when it wrote last, in seconds since 1970."""
+        begun, wrote = (self.witness / kind / start.id for kind in ("starts", "lines"))
+        return begun.stat().st_mtime, wrote.stat().st_mtime
 
     def wait_until_it_writes(self, start: Start) -> None:
         """Wait until a container has written another line."""
