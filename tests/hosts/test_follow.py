@@ -245,7 +245,7 @@ def test_options_that_cannot_be_are_refused(trio: Trio, volume: str) -> None:
     assert "refuse, latest" in refused(follow=ALL, orphan="newest")
     assert "minutes" in refused(follow=ALL, every="0")
     assert "together with follow" in refused(every="5")
-    assert "follow, every, orphan" in refused(folow=ALL)
+    assert "follow, every, orphan" in refused(flow=ALL)
     assert volume not in trio.ann.cli("volumes").stdout
 
 
