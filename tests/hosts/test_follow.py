@@ -334,6 +334,7 @@ def test_a_daemon_that_is_killed_in_the_middle_loses_nothing(trio: Trio, volume:
     for step in ("fetch", "remember", "exchange", "remembered", "use"):
         there.boot_killed_at(step)
         assert there.mount(volume) == "no answer", step
+        there.daemon.process.wait(LONG)  # its connections end before it has
         there.boot()
         here.start_service(volume).stop() if step in ("fetch", "remember") else None
         service = there.start_service(volume)
