@@ -252,6 +252,11 @@ class Peer:
         name = self._name(request)
         if name.is_marker:
             raise NotAllowed(f"{name}: only snapshots are sent, and no markers of them")
+        if "follow" not in self._guard.verbs and self._follows(name.volume):
+            raise NotAllowed(
+                f"{name.volume} follows its service here: its snapshots say who goes on with it, "
+                "and are taken with a key of the role follow only"
+            )
         parent = request.get("parent")
         announced = Announced(
             str(name),
@@ -344,6 +349,16 @@ class Peer:
         if self._attendant is None:
             raise NotAllowed(f"{volume}: it is deleted under its lock only")
         return self._attendant.drop(volume)
+
+    def _follows(self, volume: str) -> bool:
+        """Whether this host is, or was, a member of a volume that follows its service."""
+        if (self._config.follow_path / f"{volume}.json").exists():
+            return True
+        try:
+            with btrfs.opened(self._config.volumes_path / volume) as root:
+                return attributes.follows(root)
+        except OSError:  # there is none
+            return False
 
     def _whole(self, name: SnapshotName) -> Path:
         """The path of a snapshot that can be sent. Raises NoSuchSnapshot, IncompleteSnapshot."""

@@ -125,6 +125,28 @@ def test_a_look_tells_what_is_not_whole_and_who_else_passes_for_a_snapshot(
     assert not look["bound"]
 
 
+def test_what_says_who_goes_on_with_a_followed_volume_takes_its_own_role(
+    place: Place, snapshots: Path
+) -> None:
+    os.setxattr(place.volumes / "db", "trusted.buttervolume.follow", b"{}")
+    stream = {"do": "receive", "name": TWO, "uuid": str(uuid4()), "ctransid": 1}
+
+    codes, errors = list[str](), list[str]()
+    for guard in (PUSH, Guard(frozenset(["follow"]))):
+        talk = Talk(place, guard)
+        talk.say(do="hello", node="alpha")
+        talk.say(**stream)
+        talk.hang_up()  # where the stream would begin
+        refused = talk.answers()[1]
+        codes.append(refused["code"])
+        errors.append(refused["error"])
+
+    assert codes[0] == "NotAllowed"
+    assert "role follow only" in errors[0]
+    assert codes[1] != "NotAllowed"
+    assert entries(snapshots) == [ONE]
+
+
 def test_who_says_nothing_has_no_session_any_more(place: Place) -> None:
     started = time.monotonic()
     talk = Talk(place, silence=0.5)
