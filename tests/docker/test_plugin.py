@@ -179,6 +179,7 @@ def test_every_setting_arrives_and_empty_ones_leave_the_defaults(plugin: PluginH
         "BUTTERVOLUME_WEB": "127.0.0.1:9178",
         "BUTTERVOLUME_WEB_TOKEN": "secret",
         "BUTTERVOLUME_NODE": "alpha",
+        "BUTTERVOLUME_PEERS": "alpha,beta",
         "BUTTERVOLUME_NOTIFY": "json://127.0.0.1:1/x",
         "BUTTERVOLUME_KEEP_REMOVED": "2h",
         "SSH_PORT": "2222",
