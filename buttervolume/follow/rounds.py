@@ -82,11 +82,17 @@ class Rounds:
         threading.Thread(target=self._loop, name="follow", daemon=True).start()
 
     def _loop(self) -> None:
+        problem = ""
         while True:
             try:
                 self.round()
+                problem = ""
             except VolumesUnavailable:
                 pass  # which every call tells
+            except ButtervolumeError as error:
+                if str(error) != problem:
+                    self._log.warning("the followed volumes are not looked after: %s", error)
+                problem = str(error)
             except Exception:  # noqa: BLE001 - whatever it is, the next round may be better
                 self._log.exception("the round of the followed volumes failed")
             time.sleep(_WAKE)
