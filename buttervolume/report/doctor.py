@@ -419,8 +419,8 @@ def _advice_for(reason: str) -> str:
         return "its host key is unknown or has changed: log in once by hand, or ssh-keygen -R"
     if "Permission denied" in reason:
         return (
-            "let root's public key in there by buttervolume peer --authorize; a passphrase cannot "
-            "be asked for"
+            "let root's public key into authorized_keys there, by buttervolume peer --authorize; a "
+            "passphrase cannot be asked for"
         )
     return "ssh there by hand, as root, with -o BatchMode=yes"
 
