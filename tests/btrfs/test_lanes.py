@@ -23,12 +23,15 @@ from tests.support.wait import wait_until
 def held(
     daemon: Daemon, shim: Shim, pattern: str, calls: list[tuple[str, dict[str, object]]]
 ) -> Iterator[list["Future[Answer]"]]:
-    """While the block runs, these calls are under way, and commands that match don't go on."""
+    """While the block runs, these calls are under way, and commands that match don't go on, of
+    which the first call runs one."""
     shim.stop_at(pattern)
     with ThreadPoolExecutor(len(calls)) as pool:
-        futures = [pool.submit(daemon.post, endpoint, **body) for endpoint, body in calls]
+        (endpoint, body), *others = calls
+        futures = [pool.submit(daemon.post, endpoint, **body)]
         try:
             shim.wait_for_arrival()
+            futures += [pool.submit(daemon.post, endpoint, **body) for endpoint, body in others]
             yield futures
         finally:
             shim.go_on()
