@@ -89,8 +89,11 @@ def read(path: Path) -> bytes:
     """What a file holds. OSError if it is none; also if it is a FIFO, whose end never comes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode):
             raise OSError(errno.EINVAL, "it is no file, but a FIFO", str(path))
+        if stat.S_ISDIR(mode):  # Python's own error names the descriptor only
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:

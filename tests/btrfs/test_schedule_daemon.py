@@ -629,7 +629,7 @@ def test_with_both_files_all_stays_paused_and_none_is_lost(machine: Machine) -> 
     daemon.call("Schedule.Pause")
     assert machine.file.read_text() == "db,snapshot,60\n"
     assert machine.disabled.read_text() == "web,snapshot,60\n"
-    assert daemon.stderr().count("both") == 1
+    assert daemon.stderr().count("exist; the jobs are paused") == 1
     assert machine.taken() == []
 
 
