@@ -414,7 +414,7 @@ def test_a_volume_without_a_usable_snapshot_is_not_restored(store: Store) -> Non
     snapshot_by_hand(store, "other@2026-01-01T00:00:00.000000", "")
     before = store.place.tree()
 
-    with pytest.raises(NoSnapshots, match=r"^db: there is no snapshot of this volume$"):
+    with pytest.raises(NoSnapshots, match=r"could mean, .*; name the one that you mean: db@zzzz$"):
         store.contents.restore("db")
     with pytest.raises(NoSuchSnapshot, match=r"^db@2026: no such snapshot$"):
         store.contents.restore("db@2026")
