@@ -61,8 +61,8 @@ class Guard:
     def check_verb(self, verb: object) -> str:
         """Return a verb that may be used, or raise NotAllowed."""
         if not isinstance(verb, str) or verb not in self.verbs:
-            roles = " and ".join(sorted(self.roles))
-            raise NotAllowed(f"this key is for {roles} and does not allow {str(verb)[:50]!r}")
+            purpose = f"is for {' and '.join(sorted(self.roles))} and " if self.roles else ""
+            raise NotAllowed(f"this key {purpose}does not allow {str(verb)[:50]!r}")
         return verb
 
     def allows_volume(self, volume: str) -> bool:
