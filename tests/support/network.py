@@ -6,6 +6,7 @@ from typing import Self
 
 from tests.support.command import run
 from tests.support.namespaces import Namespaces
+from tests.support.wait import wait_until
 
 SUBNET = "10.213.0"
 """Exists inside the namespaces only."""
@@ -46,6 +47,7 @@ class Network:
 
     def _plug(self, name: str, pid: int) -> str:
         number = self._numbers.setdefault(name, len(self._numbers) + 1)
+        self._pull_out(number)
         cable = ["ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", INTERFACE]
         self._in_switch(*cable, "address", _hardware_address(number), "netns", str(pid))
         self._in_switch("ip", "link", "set", f"port{number}", "master", "switch", "up")
@@ -60,10 +62,22 @@ class Network:
     def unplug(self, name: str) -> None:
         """Forget a machine that has ended, until another one of its name is plugged in."""
         with self._guard:
-            if self._hosts.pop(name, None) is None:
-                return
-            with suppress(AssertionError):  # mostly the kernel has taken it away with the machine
-                self._in_switch("ip", "link", "delete", f"port{self._numbers[name]}")
+            if self._hosts.pop(name, None) is not None:
+                self._pull_out(self._numbers[name])
+
+    def _pull_out(self, number: int) -> None:
+        """Remove a cable if it is there; the kernel takes it away a moment after the machine."""
+        with suppress(AssertionError):
+            self._in_switch("ip", "link", "delete", f"port{number}")
+
+        def is_gone() -> bool:
+            try:
+                self._in_switch("ip", "link", "show", f"port{number}")
+            except AssertionError:
+                return True
+            return False
+
+        wait_until(is_gone, 60, f"port {number} to be free")
 
     def cut(self, name: str) -> None:
         """Take the machine's link down: it has no route to anybody, and nobody hears from it."""
