@@ -1,7 +1,6 @@
 """The daemon: put the parts together, serve until a signal comes, end in order."""
 
 import ctypes
-import fcntl
 import logging
 import os
 import signal
@@ -44,6 +43,7 @@ from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.usage import Meter
 from buttervolume.store.volumes import LOCK_NAME, Volumes
 from buttervolume.system import btrfs
+from buttervolume.system.locks import lock_file
 from buttervolume.system.log import to_standard_streams
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -343,15 +343,10 @@ def lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OperationFailed(f"lock {path}", error) from error
     try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise AlreadyRunning(path) from error
-                time.sleep(0.02)
+        try:
+            lock_file(descriptor, PATIENCE, 0.02)
+        except BlockingIOError as error:
+            raise AlreadyRunning(path) from error
         os.set_inheritable(descriptor, True)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A Mount on its way: carries out what `follow.Acquire` says is next, on the members' disks."""
+"""A Mount on its way: carries out what `machine.Acquire` says is next, on the members' disks."""
 
 import logging
 import time
@@ -62,7 +62,6 @@ class Progress:
     """What an acquisition is doing, for those who wait for it."""
 
     fetching: Copy | None = None
-    locked: bool = False
 
 
 class Acquirer:

@@ -100,9 +100,7 @@ class Attendant:
             else:
                 with self._member.lock(volume, self._asker):
                     self._member.hear(volume, line, dropped)
-        except FollowBusy as error:
-            return {"refused": error.reason}
-        except FollowRefused as error:
+        except FollowRefused as error:  # FollowBusy, too
             return {"refused": error.reason}
         return {"heard": True}
 

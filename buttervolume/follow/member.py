@@ -6,7 +6,6 @@ remembered is on the disk before anybody is told of it.
 """
 
 import errno
-import fcntl
 import json
 import os
 import threading
@@ -35,6 +34,7 @@ from buttervolume.store.contents import copy as copy_subvolume
 from buttervolume.store.snapshots import Snapshots, left_out
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs, files, inodes, mounts
+from buttervolume.system.locks import lock_file
 from buttervolume.words import enumerated
 
 NOT_SEEN_LIMIT = 30.0
@@ -231,7 +231,6 @@ class Member:
         """Lock a volume on this member for one that looks for it; raises FollowBusy, naming who
         has the lock, after so many seconds."""
         path = self._file(volume, "lock")
-        deadline = time.monotonic() + patience
         try:
             self._make_directory()
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
@@ -239,15 +238,11 @@ class Member:
         except OSError as error:
             raise OperationFailed(f"lock {path}", error) from error
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline:
-                        other = os.pread(descriptor, 255, 0).decode(errors="replace")
-                        raise FollowBusy(volume, other or "somebody") from error
-                    time.sleep(_TICK)
+            try:
+                lock_file(descriptor, patience, _TICK)
+            except BlockingIOError as error:
+                other = os.pread(descriptor, 255, 0).decode(errors="replace")
+                raise FollowBusy(volume, other or "somebody") from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.encode(), 0)
             yield

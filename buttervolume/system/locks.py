@@ -1,6 +1,8 @@
 """Who may do what at the same time: mutexes for short operations, holds for long ones."""
 
+import fcntl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,3 +108,20 @@ class Holds:
         """Raise the error of `busy` if the name is held."""
         if name in self.held():
             raise self._busy(name)
+
+
+def lock_file(descriptor: int, patience: float, pause: float) -> None:
+    """Lock an open file for this process alone, until its last descriptor is closed (flock(2)).
+
+    Tries again after each pause, in seconds, and raises BlockingIOError if another process has the
+    lock for longer than the patience.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
