@@ -1,6 +1,7 @@
 """Docker's nine calls of a volume driver (moby: daemon/volume/drivers)."""
 
 import logging
+from dataclasses import replace
 
 from buttervolume import names
 from buttervolume.api.body import Answer, Body, Unchanged
@@ -28,16 +29,18 @@ def create(services: Services, body: Body) -> Answer:
     """Make a volume, unless there is one."""
     name = body.text("Name")
     jobs, others = split_jobs(name, body.mapping("Opts"))
-    wish, others = services.following.split_options(others)
+    charter, others = services.following.split_options(others)
     options = parse_options(others, also_valid=(*FOLLOW_OPTIONS, *USAGES))
+    if charter is not None:  # a new volume has it from the first: it is never a plain one
+        options = replace(options, follow=charter.dump().decode())
     names.check_volume_reference(name)
     is_there = services.volumes.exists(name)
     warnings = [job.task.warning for job in jobs]
     begins = False
     with services.schedule.adding(jobs) as added:
         made = services.contents.create(name, options)
-        if wish is not None:
-            begins, warning = services.following.found(name, wish)
+        if charter is not None:
+            begins, warning = services.following.found(name, charter)
             warnings.append(warning)
             if begins and is_there:
                 warnings.append(f"{name} was here already, and follows its service from now on")

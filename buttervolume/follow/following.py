@@ -18,7 +18,7 @@ from buttervolume.follow.charter import Charter, Report
 from buttervolume.follow.link import Links
 from buttervolume.follow.machine import Policy, Role, Standing
 from buttervolume.follow.member import Member, check_owner
-from buttervolume.follow.options import Wish, split_follow
+from buttervolume.follow.options import split_follow
 from buttervolume.follow.rounds import Rounds
 from buttervolume.hosts.transfers import Transfers
 
@@ -86,17 +86,18 @@ class Following:
 
     # Create and Remove
 
-    def split_options(self, options: Mapping[str, object]) -> tuple[Wish | None, dict[str, object]]:
+    def split_options(
+        self, options: Mapping[str, object]
+    ) -> tuple[Charter | None, dict[str, object]]:
         """Whether and how a new volume is to follow its service, and the options that are about
         other things. Raises BadOption."""
         return split_follow(options, self.member.name, self.peers)
 
-    def found(self, volume: str, wish: Wish) -> tuple[bool, str]:
+    def found(self, volume: str, charter: Charter) -> tuple[bool, str]:
         """Let a volume that is here follow its service from now on; one that does already is left
         as it is. Returns whether it begins to, and a warning, if there is something to know."""
         if self.member.charter(volume) is not None:
             return False, ""
-        charter = Charter(wish.members, wish.policy, wish.every)
         with self.member.lock(volume, self.member.name, LOCK_PATIENCE):
             self.member.found(volume, charter)
         self.rounds.forget_names()

@@ -2,28 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from buttervolume.errors import BadName, BadOption
-from buttervolume.follow.charter import DEFAULT_EVERY, LONGEST_EVERY, check_members
+from buttervolume.follow.charter import DEFAULT_EVERY, LONGEST_EVERY, Charter, check_members
 from buttervolume.follow.machine import Policy
 
 FOLLOW_OPTIONS = ("follow", "every", "orphan")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """How a volume is to follow its service."""
-
-    members: tuple[str, ...]
-    policy: Policy
-    every: int
-    """Minutes."""
-
-
 def split_follow(
     options: Mapping[str, object], node: str, peers: Sequence[str]
-) -> tuple[Wish | None, dict[str, object]]:
+) -> tuple[Charter | None, dict[str, object]]:
     """Whether and how a volume is to follow its service, and the options that are about other
     things. `node` is this host's name, `peers` who is meant by `follow=peers`. Raises BadOption.
     """
@@ -37,7 +26,7 @@ def split_follow(
     members = parse_members(said["follow"], node, peers)
     policy = parse_policy(said["orphan"]) if "orphan" in said else Policy.REFUSE
     every = parse_every(said["every"]) if "every" in said else DEFAULT_EVERY
-    return Wish(members, policy, every), others
+    return Charter(members, policy, every), others
 
 
 def parse_members(text: str, node: str, peers: Sequence[str]) -> tuple[str, ...]:

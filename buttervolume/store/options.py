@@ -31,6 +31,8 @@ class Options:
     """The age until which it is kept once it is removed, as it was written."""
     size: int | None = None
     """The bytes that it may hold."""
+    follow: str | None = None
+    """What it carries if it follows its service, as JSON (see `follow.charter`)."""
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None

@@ -229,6 +229,8 @@ class Volumes:
             kept[attributes.KEEP] = options.keep
         if options.size is not None:
             kept[attributes.SIZE] = str(options.size)
+        if options.follow is not None:
+            kept[attributes.FOLLOW] = options.follow
         if kept:
             attributes.write(root, kept)
         if options.uid is not None or options.gid is not None:

@@ -1,5 +1,6 @@
 """The options of a new volume: checked as a whole, done as a whole or not at all."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from buttervolume.store.options import OPTIONS, Options, parse_options
 from buttervolume.store.removed import Removed
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import quota
+from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import (
     DATE_FORMAT,
     Daemon,
@@ -448,6 +450,23 @@ def test_a_create_that_fails_leaves_neither_volume_nor_row(daemon: Daemon) -> No
     assert len(daemon.call("Schedule.List")["Schedule"]) == 1
     daemon.call("Create", Name="copy", Opts={"from": "db"})
     assert daemon.names() == ["copy", "db"]
+
+
+def test_a_volume_that_is_to_follow_its_service_is_never_a_plain_one(
+    start_daemon: StartDaemon, place: Place
+) -> None:
+    """Docker asks for it once: if it were there without, it would be mounted on two hosts."""
+    daemon = start_daemon(BUTTERVOLUME_NODE="ann")
+    directory = daemon.directory / "follow"
+    directory.mkdir()
+    with (directory / "db.lock").open("w") as lock:  # as another member does that looks for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon.call("Create", Name="db", Opts={"follow": "ann:bob", "every": "7", "keep": "2d"})
+
+    charter = json.loads(attribute(place.volumes / "db", "follow") or "")
+    assert (charter["members"], charter["every"]) == (["ann", "bob"], 7)
+    assert attribute(place.volumes / "db", "keep") == "2d"
+    assert daemon.call("Get", Name="db")["Volume"]["Status"]["Epoch"] == 0
 
 
 def test_a_pattern_whose_ages_do_not_ascend_is_spelled_out_wherever_it_is_declared(

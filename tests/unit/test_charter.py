@@ -31,7 +31,7 @@ from buttervolume.follow.machine import (
     Standing,
     Version,
 )
-from buttervolume.follow.options import Wish, split_follow
+from buttervolume.follow.options import split_follow
 
 HOSTS = st.sampled_from(["ann", "bob", "cleo"])
 SEQS = st.integers(0, 1 << 40)
@@ -199,13 +199,13 @@ def test_what_is_no_charter_at_all_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("text", ["ann:bob", "bob,ann", " ann , bob ", "peers", "PEERS"])
 def test_members_are_written_in_several_ways(text: str) -> None:
     wish, others = split_follow({"follow": text, "size": "1G"}, "ann", ["bob", "ann"])
-    assert wish == Wish(("ann", "bob"), Policy.REFUSE, 5)
+    assert wish == Charter(("ann", "bob"), Policy.REFUSE, 5)
     assert others == {"size": "1G"}
 
 
 def test_an_empty_value_is_the_default() -> None:
     options = {"follow": "ann:bob", "every": "", "orphan": "Latest"}
-    assert split_follow(options, "ann", ())[0] == Wish(("ann", "bob"), Policy.LATEST, 5)
+    assert split_follow(options, "ann", ())[0] == Charter(("ann", "bob"), Policy.LATEST, 5)
     assert split_follow({"follow": "", "every": ""}, "ann", ()) == (None, {})
 
 
