@@ -197,7 +197,7 @@ class Client:
         body: bytes = b"",
         method: str = "POST",
         headers: Mapping[str, str] | None = None,
-        timeout: float = 30,
+        timeout: float = 60,
     ) -> Answer:
         """Send any bytes to any endpoint. Raises NoAnswer."""
         connection = UnixConnection(self.path, timeout)
@@ -344,7 +344,7 @@ class Daemon(Client):
         process = self.launch()
         wait_until(
             lambda: self.answers() or process.poll() is not None,
-            timeout=20,
+            timeout=60,
             what="the daemon to answer",
         )
         assert process.poll() is None, self.stderr()
@@ -354,14 +354,14 @@ class Daemon(Client):
         """End it as `docker plugin disable` or Ctrl-C would, and see that it ends well."""
         assert self.process is not None
         self.process.send_signal(number)
-        assert self.process.wait(5) == 0, self.stderr()
+        assert self.process.wait(60) == 0, self.stderr()
         assert not self.path.exists(), "the socket is left over"
 
     def kill(self) -> None:
         """End it as a crash would."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def close(self) -> None:
         """Leave no process behind, whatever the test has done."""
@@ -396,7 +396,7 @@ def environment(place: Place, directory: Path, **environ: str) -> dict[str, str]
 
 
 def cli(
-    arguments: Sequence[str], environ: Mapping[str, str], timeout: float = 60
+    arguments: Sequence[str], environ: Mapping[str, str], timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `buttervolume` to its end."""
     return subprocess.run(

@@ -220,7 +220,7 @@ def test_what_docker_leaves_out_may_be_left_out(plugin: Daemon) -> None:
 
 
 def test_one_connection_serves_many_requests(plugin: Daemon) -> None:
-    connection = UnixConnection(plugin.path, timeout=10)
+    connection = UnixConnection(plugin.path, timeout=60)
     try:
         for _ in range(3):
             connection.request("POST", "/VolumeDriver.List", b"{}\n", {"Host": ""})
@@ -444,7 +444,7 @@ def test_what_is_no_http_harms_nobody(plugin: Daemon, request_line: bytes) -> No
         client.connect(str(plugin.path))
         client.sendall(request_line)
         client.shutdown(socket.SHUT_WR)
-        client.settimeout(10)
+        client.settimeout(60)
         assert b"<html" not in client.recv(65536).lower()
 
     assert plugin.answers()
@@ -453,7 +453,7 @@ def test_what_is_no_http_harms_nobody(plugin: Daemon, request_line: bytes) -> No
 def exchanged(plugin: Daemon, request: bytes) -> bytes:
     """All that comes back for these bytes, until the daemon closes the connection."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(30)
+        connection.settimeout(60)
         connection.connect(str(plugin.path))
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -812,7 +812,7 @@ def test_a_thousand_connections_at_once_all_get_their_answer(plugin: Daemon, vol
     clients = [socket.socket(socket.AF_UNIX) for _ in range(1000)]
     try:
         for client in clients:
-            client.settimeout(30)
+            client.settimeout(60)
             client.connect(str(plugin.path))
         for client in clients:
             client.sendall(request)

@@ -192,13 +192,13 @@ def test_a_glance_does_not_wait_for_the_first_look(
 
     def slow_scan(path: Path) -> Iterator[os.DirEntry[str]]:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return scan(path)
 
     monkeypatch.setattr("os.scandir", slow_scan)
 
     assert store.catalog.glance("db") is None
-    assert reading.wait(10)
+    assert reading.wait(60)
     assert store.catalog.glance("db") is None
     go_on.set()
 

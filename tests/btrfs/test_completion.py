@@ -16,11 +16,16 @@ shtab = pytest.importorskip("shtab")
 
 @pytest.fixture
 def script(runtime: Path) -> Path:
-    """The script, and a `buttervolume` beside it."""
-    program = runtime / "bin/buttervolume"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m buttervolume "$@"\n')
-    program.chmod(0o755)
+    """The script, and beside it a `buttervolume`, and a `timeout` with a busy machine's patience."""
+    programs = {
+        "buttervolume": f'exec {sys.executable} -m buttervolume "$@"',
+        "timeout": 'shift; exec /usr/bin/timeout 60 "$@"',
+    }
+    (runtime / "bin").mkdir()
+    for name, text in programs.items():
+        program = runtime / "bin" / name
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
     path = runtime / "completion"
     path.write_text(shtab.complete(completed(build_parser()), "bash", preamble={"bash": PREAMBLE}))
     return path

@@ -261,7 +261,7 @@ def test_a_signal_during_the_start_ends_it_well(
         lock = place.volumes / ".buttervolume-lock"
         wait_until(lambda: lock.exists() or process.poll() is not None, what="the lock")
         process.send_signal(number)
-        assert process.wait(5) == 0, daemon.stderr()
+        assert process.wait(60) == 0, daemon.stderr()
     finally:
         daemon.close()
     assert not daemon.path.exists()
@@ -290,7 +290,7 @@ def test_whatever_it_inherits_it_works_and_ends(
             preexec_fn=inherit_oddly,
         )
     try:
-        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
+        wait_until(daemon.answers, timeout=60, what="the daemon to answer")
         daemon.call("Create", Name="db")
         snapshot = daemon.call("Snapshot", Name="db")["Snapshot"]
         daemon.call("Clone", Name="db", Target="copy")
@@ -358,7 +358,7 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_ends(
     address = str(runtime / "notify") if kind == "path" else f"@{runtime / 'notify'}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address.replace("@", "\0", 1))
-        systemd.settimeout(10)
+        systemd.settimeout(60)
 
         daemon = start_daemon(NOTIFY_SOCKET=address)
 
@@ -399,7 +399,7 @@ def test_a_request_in_flight_gets_its_answer(shim: Shim, start_daemon: StartDaem
             wait_until(lambda: not daemon.path.exists(), what="the socket to go")  # noqa: B023
             shim.go_on()
             assert create.result() == {"Err": ""}
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(60) == 0
         assert (daemon.place.volumes / f"db{round_}").is_dir()
 
 
@@ -510,7 +510,7 @@ def test_jobs_in_the_other_place_are_warned_of(
 
     daemon = start_daemon()
 
-    wait_until(lambda: str(place.directory / "config/schedule.csv") in daemon.stderr(), 5)
+    wait_until(lambda: str(place.directory / "config/schedule.csv") in daemon.stderr(), 60)
     assert "are not run" in daemon.stderr()
     daemon.stop()
 

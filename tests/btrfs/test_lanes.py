@@ -118,7 +118,7 @@ def test_a_management_call_waits_ten_seconds_for_a_volume_and_docker_longer(
 def send_slowly(daemon: Daemon, head: bytes, part: bytes, count: int) -> bytes:
     """Send a request whose body comes in parts, and return what the daemon says to it."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(daemon.path))
         client.sendall(head)
         for _ in range(count):
@@ -201,7 +201,7 @@ def test_what_the_server_itself_refuses_is_json(daemon: Daemon, request_: bytes,
 def test_clients_that_linger_are_closed(daemon: Daemon) -> None:
     """Who is refused and neither reads nor stops sending gets a few seconds."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect(str(daemon.path))
         client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")
 
@@ -212,7 +212,7 @@ def test_clients_that_linger_are_closed(daemon: Daemon) -> None:
                 return True
             return False
 
-        wait_until(is_closed, timeout=20, what="the connection to be closed")
+        wait_until(is_closed, timeout=60, what="the connection to be closed")
 
 
 # Few files
@@ -237,7 +237,7 @@ def test_with_few_files_it_serves_what_it_can_and_never_spins(
         )
     clients = []
     try:
-        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
+        wait_until(daemon.answers, timeout=60, what="the daemon to answer")
         for _ in range(limit):
             client = socket.socket(socket.AF_UNIX)
             clients.append(client)

@@ -34,7 +34,7 @@ class Piped(Daemon):
             stderr=err,
             cwd="/",
         )
-        wait_until(self.answers, timeout=20, what="the daemon to answer")
+        wait_until(self.answers, timeout=60, what="the daemon to answer")
         return self
 
 
@@ -168,12 +168,12 @@ def test_without_stdout_and_stderr_no_other_file_gets_the_log(place: Place, runt
         cwd="/",
     )
     try:
-        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
+        wait_until(daemon.answers, timeout=60, what="the daemon to answer")
         daemon.call("Create", Name="db")
         daemon.refused("Create", Name="a b")
         assert (place.volumes / ".buttervolume-lock").read_text() == ""
         daemon.process.terminate()
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(60) == 0
     finally:
         daemon.close()
 

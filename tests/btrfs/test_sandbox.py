@@ -36,7 +36,7 @@ def daemon(place: Place, runtime: Path) -> Iterator[Daemon]:
             stderr=err,
         )
     try:
-        wait_until(daemon.answers, timeout=20, what="the daemon to answer")
+        wait_until(daemon.answers, timeout=60, what="the daemon to answer")
         yield daemon
         daemon.stop()
         assert "Traceback" not in daemon.stderr()

@@ -85,7 +85,7 @@ class Machine:
             row = f"no row {next(NUMBERS)}"
             with self.disabled.open("a") as file:
                 file.write(f"{row}\n")
-            wait_until(lambda row=row: row in self.daemon.stderr(), 30, "a round")  # type: ignore[misc]
+            wait_until(lambda row=row: row in self.daemon.stderr(), 60, "a round")  # type: ignore[misc]
 
     def memory(self, key: str = "snapshot db") -> dict[str, Any]:
         """What is remembered of a job; empty if it never ran."""

@@ -789,7 +789,7 @@ def test_a_snapshot_that_is_being_removed_is_called_so(
 
     def slow(path: Path) -> None:
         inside.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         real(path)
 
     monkeypatch.setattr(nested, "delete_tree", slow)

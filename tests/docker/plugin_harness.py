@@ -124,7 +124,7 @@ class PluginHost(Host):
         # A plugin that ends before Docker has knocked is not started again; then this is written.
         wait_until(
             lambda: record.stat().st_mtime_ns != before and self.pid() not in (pid, None),
-            timeout=30,
+            timeout=60,
             what="Docker to start the plugin again",
         )
 

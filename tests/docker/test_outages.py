@@ -158,7 +158,7 @@ def test_the_daemon_ends_under_a_container_and_is_started_again(
     host.wait_until_it_writes("writer")
 
     host.daemon.process.send_signal(how)
-    host.daemon.process.wait(5)
+    host.daemon.process.wait(60)
 
     written = host.wait_until_it_writes("writer")
     assert host.cli("snapshots", check=False).returncode == 3

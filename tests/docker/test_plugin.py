@@ -259,7 +259,7 @@ def test_a_setting_that_cannot_be_is_in_the_log(
 
     assert said.returncode
     assert problem in plugin.log()
-    wait_until(lambda: not plugin.has_container(), 30, "Docker to have cleared up")
+    wait_until(lambda: not plugin.has_container(), 60, "Docker to have cleared up")
 
 
 def test_without_the_directories_of_the_host_docker_names_the_first_missing(
@@ -312,7 +312,7 @@ def test_it_leaves_no_process_when_it_is_disabled_or_has_crashed(plugin: PluginH
         plugin.disable("--force")
 
     for end in (disable, plugin.crash):
-        wait_until(lambda: plugin.processes("--exact", "sshd"), 30, "its sshd")
+        wait_until(lambda: plugin.processes("--exact", "sshd"), 60, "its sshd")
         before = plugin.processes()
         assert len(before) >= 4, "tini, the daemon, sshd and who starts that again"
 
@@ -334,7 +334,7 @@ def test_no_process_is_left_dead(plugin: PluginHost) -> None:
     plugin.machine.run("kill", "-KILL", str(starter))
 
     assert plugin.processes("--exact", "sleep", f"--parent={first}") == [orphan]
-    wait_until(lambda: not plugin.exists(orphan), 30, "the orphan to be reaped")
+    wait_until(lambda: not plugin.exists(orphan), 60, "the orphan to be reaped")
     wait_until(lambda: not plugin.exists(starter), what="its parent to be reaped")
     plugin.disable("--force")
     plugin.enable()

@@ -94,7 +94,7 @@ def of_plugin(host: PluginHost) -> Side:
     """The plugin, started anew: an earlier test has taken away all that it keeps of ssh."""
     host.disable("--force")
     host.enable()
-    wait_until(host.machine.path(f"{SSH}/config").exists, 30, "the entrypoint")
+    wait_until(host.machine.path(f"{SSH}/config").exists, 60, "the entrypoint")
     return Side(host.machine, SSH, lambda script: host.inside("sh", "-c", script), host.create)
 
 

@@ -53,7 +53,7 @@ def test_sshd_is_started_again_when_it_dies(plugin: PluginHost) -> None:
     killed = plugin.processes("--exact", "sshd")
     plugin.machine.run("kill", "-KILL", *map(str, killed))
 
-    wait_until(lambda: plugin.processes("--exact", "sshd") not in ([], killed), 30, "another sshd")
+    wait_until(lambda: plugin.processes("--exact", "sshd") not in ([], killed), 60, "another sshd")
     wait_until_it_listens(plugin)
 
 
@@ -142,7 +142,7 @@ def test_a_port_that_is_taken_leaves_the_volumes_alone(plugin: PluginHost) -> No
         lambda: f"Bind to port {SSH_PORT} on 0.0.0.0 failed: Address already in use" in plugin.log()
     )
     taken.kill()
-    taken.wait(10)
+    taken.wait(60)
     wait_until_it_listens(plugin)
 
 
@@ -186,7 +186,7 @@ def test_snapshots_and_files_go_from_plugin_to_plugin(pair: tuple[PluginHost, Pl
     here.cli("schedule", f"replicate:{address}", "60", "db")
     wait_until(
         lambda: len(there.cli("snapshots", "db").stdout.split()) == 3,
-        timeout=30,
+        timeout=60,
         what="the scheduled replication",
     )
     latest = there.cli("snapshots", "db").stdout.split()[-1]

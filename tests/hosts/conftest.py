@@ -38,7 +38,7 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
     daemons = [shared_pair.alpha.daemon, shared_pair.beta.daemon]
     shared_pair.heal()
     try:
-        shared_pair.wait_until_idle(30)
+        shared_pair.wait_until_idle(60)
     finally:
         for host in (shared_pair.alpha, shared_pair.beta):
             host.kill_transfers()

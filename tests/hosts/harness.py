@@ -188,7 +188,7 @@ class Host(Machine):
         """Wait until that many transfers have moved that many bytes each."""
         wait_until(
             lambda: len([t for t in self.transfers() if t["Bytes"] >= count]) >= number,
-            timeout=20,
+            timeout=60,
             what=f"{number} transfers to move {count} bytes",
         )
 
@@ -246,7 +246,7 @@ class Host(Machine):
         """End whatever a test has left, so that the next one does not suffer from it."""
         self.kill(*TRANSFER_PROGRAMS)
 
-    def wait_until_idle(self, timeout: float = 10) -> None:
+    def wait_until_idle(self, timeout: float = 60) -> None:
         """Wait until no process of a transfer is left."""
         try:
             wait_until(lambda: not self.transfer_processes(), timeout)
@@ -320,6 +320,6 @@ class Pair:
                 self.network.unlimit(host.name)
             host.boot()
 
-    def wait_until_idle(self, timeout: float = 10) -> None:
+    def wait_until_idle(self, timeout: float = 60) -> None:
         for host in (self.alpha, self.beta):
             host.wait_until_idle(timeout)

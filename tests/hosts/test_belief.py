@@ -291,8 +291,8 @@ def test_while_it_is_received_the_note_says_who_sends_and_is_locked(
     snapshot = snapshot_with(alpha, volume, "file", content(8 << 20))
     pair.network.limit("beta", "8mbit")
     sending = alpha.start_send(snapshot, beta)
-    wait_until(lambda: beta.path(note_of(snapshot)).exists(), 20, "the note")
-    wait_until(lambda: beta.path(note_of(snapshot)).read_text(), 20, "its text")
+    wait_until(lambda: beta.path(note_of(snapshot)).exists(), 60, "the note")
+    wait_until(lambda: beta.path(note_of(snapshot)).read_text(), 60, "its text")
     assert beta.path(note_of(snapshot)).read_text().split()[:2] == ["alpha", snapshot]
     assert beta.run("flock", "-n", note_of(snapshot), "true", check=False).returncode == 1
     pair.network.unlimit("beta")

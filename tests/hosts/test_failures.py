@@ -104,7 +104,7 @@ def test_the_network_goes_away(under_way: UnderWay, lose: Callable[[Pair], None]
         under_way.second,
     ]
     assert "a partial copy may be left on beta" in pair.alpha.daemon.stderr()
-    pair.wait_until_idle(30)
+    pair.wait_until_idle(60)
     under_way.check_next_send()
 
 
@@ -255,7 +255,7 @@ def test_the_daemon_is_killed(under_way: UnderWay) -> None:
     pair = under_way.pair
     pair.alpha.daemon.kill()
     assert under_way.send.error(10) == "no answer"
-    pair.wait_until_idle(20)
+    pair.wait_until_idle(60)
     assert f"{under_way.second}@beta" not in pair.alpha.snapshot_names(under_way.volume)
     under_way.check_next_send()
 
@@ -266,7 +266,7 @@ def test_the_daemon_is_stopped(under_way: UnderWay) -> None:
     assert pair.alpha.daemon.stop() == 0
     assert time.monotonic() - started < 5
     assert under_way.send.error(10) == "the transfer was cancelled"
-    pair.wait_until_idle(20)
+    pair.wait_until_idle(60)
     assert "Traceback" not in pair.alpha.daemon.stderr()
     under_way.check_next_send()
 
@@ -277,7 +277,7 @@ def test_the_daemon_is_stopped_while_the_network_is_away(under_way: UnderWay) ->
     started = time.monotonic()
     assert pair.alpha.daemon.stop() == 0
     assert time.monotonic() - started < 5
-    pair.wait_until_idle(40)
+    pair.wait_until_idle(60)
     under_way.check_next_send()
 
 
@@ -291,12 +291,12 @@ def test_a_transfer_that_moves_nothing_is_ended(pair: Pair, volume: str) -> None
     with beta.shim("btrfs", stuck):
         started = time.monotonic()
         program = f"print(outcome(replication(stall=2).send, {snapshot!r}, 'beta'))"
-        said = alpha.program(program, timeout=30)
+        said = alpha.program(program, timeout=60)
         assert time.monotonic() - started < 20
     expected = "Err: beta: nothing moved for 2 seconds, so the transfer was ended\n"
     assert said == expected
     beta.signal("btrfs", signal.SIGCONT)
-    pair.wait_until_idle(20)
+    pair.wait_until_idle(60)
     assert alpha.send(snapshot, beta) == ""
 
 
@@ -306,7 +306,7 @@ def test_a_receiver_that_does_not_come_to_its_end_is_ended(pair: Pair, volume: s
     endless = '[ "$1" != receive ] || { cat > /dev/null; exec sleep 1000; }; exec $real "$@"'
     with beta.shim("btrfs", endless):
         program = f"print(outcome(replication(stall=1).send, {snapshot!r}, 'beta'))"
-        assert "nothing moved for 1 seconds" in alpha.program(program, timeout=20)
+        assert "nothing moved for 1 seconds" in alpha.program(program, timeout=60)
     beta.kill("sleep")
     assert alpha.send(snapshot, beta) == ""
 
@@ -379,7 +379,7 @@ Host behind
             assert error.startswith(f"{host}: ")
             assert "Permission denied" in error
             terminal = alpha.program_on_terminal(program.replace("HOST", host))
-            assert terminal.wait(20) == 0
+            assert terminal.wait(60) == 0
             assert f"Err: {host}: " in terminal.shown()
             assert "password" not in terminal.shown().replace("(publickey,password)", "")
     gamma.kill_sshd()

@@ -130,16 +130,17 @@ print(outcome(job.replicate, {volume!r}, "beta"), flush=True)
     pair.network.limit("beta", "8mbit")
     with impatient_ssh(alpha):
         process = alpha.start_program(program, process_log)
-        wait_until(lambda: beta.snapshot_names(volume), 20, "the copy to begin")
+        wait_until(lambda: beta.snapshot_names(volume), 60, "the copy to begin")
         pair.network.black_hole("beta")
-        wait_until(lambda: "Err: beta: Timeout" in process_log.read_text(), 30, "the failure")
+        wait_until(lambda: "Err: beta: Timeout" in process_log.read_text(), 60, "the failure")
     assert alpha.snapshot_names(volume) == []
     pair.heal()
     [partial] = beta.snapshot_names(volume)
     assert beta.show(partial)["Flags"] == "-"
+    beta.wait_until_idle()  # who receives there must have seen the end
 
     go_on.touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     last = process_log.read_text().splitlines()[-1]
     assert alpha.snapshot_names(volume) == [last, f"{last}@beta"]
     assert beta.snapshot_names(volume) == [last]
@@ -182,7 +183,7 @@ def test_the_scheduler_replicates(pair: Pair, volume: str, up: bool) -> None:
         beta.kill_sshd()
     with scheduling(alpha):
         alpha.api.call("Schedule", Name=volume, Action="replicate:beta", Timer="60")
-        wait_until(lambda: state(alpha, job), 20, "the job to have run")
+        wait_until(lambda: state(alpha, job), 60, "the job to have run")
         remembered = state(alpha, job)
         snapshots = alpha.snapshot_names(volume)
     if up:
@@ -201,7 +202,7 @@ def test_the_scheduler_synchronizes(pair: Pair, volume: str) -> None:
     with scheduling(alpha):
         alpha.api.call("Schedule", Name=volume, Action="synchronize:beta,nohost", Timer="60")
         job = f"synchronize:beta,nohost {volume}"
-        wait_until(lambda: state(alpha, job), 20, "the job to have run")
+        wait_until(lambda: state(alpha, job), 60, "the job to have run")
         message = str(state(alpha, job)["message"])
     assert alpha.file(volume, "file").read_bytes() == b"theirs"
     assert f"{volume} from nohost: ssh: Could not resolve" in message

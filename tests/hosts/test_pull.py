@@ -140,12 +140,12 @@ def test_while_it_comes_it_is_partial_and_it_can_be_cancelled(pair: Pair, there:
     alpha.wait_for_bytes(MEBIBYTE)
     [transfer] = alpha.transfers()
     assert (transfer["Operation"], transfer["Snapshot"]) == ("receive", name)
-    wait_until(lambda: name in alpha.snapshot_names(there), 20, "the copy to begin")
+    wait_until(lambda: name in alpha.snapshot_names(there), 60, "the copy to begin")
     assert alpha.path(note_of(name)).exists()
     assert alpha.api.call("Snapshot.List", Name=there)["Snapshots"] == []
     alpha.api.call("Transfers.Cancel", Id=transfer["Id"])
     assert receiving.error(20) == "the transfer was cancelled"
-    pair.wait_until_idle(20)
+    pair.wait_until_idle(60)
     assert alpha.snapshot_names(there) == []
     assert not alpha.path(note_of(name)).exists()
 

@@ -172,7 +172,7 @@ deadline = time.monotonic() + 50
 def test_who_is_killed_leaves_none_open(pair: Pair) -> None:
     run(pair.alpha, "os.kill(os.getpid(), 9)", check=False)
 
-    pair.wait_until_idle(30)
+    pair.wait_until_idle(60)
 
 
 # Hosts that have no peer

@@ -213,8 +213,8 @@ def test_the_client_that_is_killed_leaves_the_transfer_alone(pair: Pair, volume:
     )
     pair.alpha.wait_for_bytes()
     client.kill()
-    assert client.wait(10) == -signal.SIGKILL
-    wait_until(lambda: pair.alpha.transfers() == [], 30, "the transfer to end")
+    assert client.wait(60) == -signal.SIGKILL
+    wait_until(lambda: pair.alpha.transfers() == [], 60, "the transfer to end")
     assert is_copy(pair.alpha, pair.beta, snapshot)
 
 

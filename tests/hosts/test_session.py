@@ -108,8 +108,9 @@ def test_a_version_without_it_has_no_session(alpha: Host, install: Callable[...,
 def test_what_start_up_files_print_is_passed_over(
     alpha: Host, install: Callable[..., None]
 ) -> None:
-    say = f"cat > /dev/null & echo Welcome; echo '{{}}'; echo '{GREETING}'"
-    install(f'{say}; echo \'{{"snapshots": [], "strangers": [], "bound": false}}\'; wait')
+    say = f"echo Welcome; echo '{{}}'; echo '{GREETING}'"
+    answer = '{"snapshots": [], "strangers": [], "bound": false}'
+    install(f"{say}; echo '{answer}'; exec cat > /dev/null")
 
     assert run(alpha, "outcome(look)").startswith("()\n")
 
@@ -200,7 +201,7 @@ def slow_send(
         env=in_checkout(None),
         log=log,
     )
-    wait_until(lambda: snapshot in names_in(pair.beta), 30)
+    wait_until(lambda: snapshot in names_in(pair.beta), 60)
     yield process, log
     process.kill()
 
@@ -210,7 +211,7 @@ def test_a_send_that_is_killed_leaves_nothing_there(
 ) -> None:
     slow_send[0].kill()
 
-    wait_until(lambda: not left_of(snapshot, beta), 30)
+    wait_until(lambda: not left_of(snapshot, beta), 60)
 
 
 def test_a_network_that_is_cut_leaves_nothing_there(
@@ -225,7 +226,7 @@ def test_a_peer_that_is_killed_leaves_what_the_next_look_removes(
     pair: Pair, alpha: Host, beta: Host, snapshot: str, slow_send: tuple[Process, Path]
 ) -> None:
     beta.run("pkill", "-9", "-f", "buttervolume peer")
-    wait_until(lambda: "HostFailed" in slow_send[1].read_text(), 30)
+    wait_until(lambda: "HostFailed" in slow_send[1].read_text(), 60)
     assert snapshot in names_in(beta)
     pair.network.unlimit("alpha")
     volume = snapshot.partition("@")[0]
@@ -246,7 +247,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(
     said = run(alpha, f"HOST = 'tiny'\noutcome(send, {big!r})")
 
     assert "No space left" in said
-    wait_until(lambda: names_in(tiny) == before, 30)
+    wait_until(lambda: names_in(tiny) == before, 60)
 
 
 # Other versions

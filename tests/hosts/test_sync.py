@@ -380,7 +380,7 @@ def test_the_daemon_is_stopped(pair: Pair, volume: str, syncing: Background) -> 
 def test_the_daemon_is_killed(pair: Pair, volume: str, syncing: Background) -> None:
     pair.alpha.daemon.kill()
     assert syncing.error(10) == "no answer"
-    pair.wait_until_idle(20)
+    pair.wait_until_idle(60)
     pair.heal()
     assert sync(pair.alpha, volume, "beta") == ""
     assert pair.alpha.file(volume, "big").stat().st_size == 16 * MEBIBYTE
@@ -407,7 +407,7 @@ def test_a_synchronization_that_moves_nothing_is_ended(pair: Pair, volume: str, 
     stop = 'case "$*" in *--server*) kill -STOP $$;; esac; exec $real "$@"'
     with pair.beta.shim("rsync", stop):
         program = f"print(outcome(replication(stall=2).synchronize, [{there!r}], ['beta']))"
-        said = pair.alpha.program(program, timeout=20)
+        said = pair.alpha.program(program, timeout=60)
         pair.beta.signal("rsync", signal.SIGCONT)
     assert f"Err: not synchronized: {volume} from beta: " in said
     assert "timeout" in said
@@ -445,13 +445,13 @@ def test_ctrl_c_before_the_transfer_has_begun_ends_it_too(
     before = len(alpha.daemon.log())
     with alpha.shim("btrfs", WAIT):  # the snapshot before the transfer takes long
         terminal = alpha.on_terminal("sync", volume, "beta")
-        wait_until(lambda: alpha.path("/run/arrived").exists(), 20, "the snapshot")
+        wait_until(lambda: alpha.path("/run/arrived").exists(), 60, "the snapshot")
         assert alpha.transfers() == []
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.wait() == 1
         assert "the transfer was ended" in terminal.shown()
         alpha.write("/run/go-on", "")
-        wait_until(lambda: "the transfer was cancelled" in alpha.daemon.log()[before:], 20)
+        wait_until(lambda: "the transfer was cancelled" in alpha.daemon.log()[before:], 60)
     alpha.run("rm", "/run/arrived", "/run/go-on")
     assert not alpha.file(volume, "file").exists()
     assert alpha.transfers() == []

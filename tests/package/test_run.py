@@ -37,7 +37,7 @@ def test_run_sets_up_a_machine_and_uninstall_takes_it_back_but_no_data(tmp_path:
         assert "end it first" in refused
         assert refused.endswith("refused\n")
         daemon.terminate()
-        assert daemon.wait(10) == 0
+        assert daemon.wait(60) == 0
 
         said = host.run("/checkout/run.sh", "--uninstall")
 

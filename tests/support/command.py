@@ -4,7 +4,7 @@ import shlex
 import subprocess
 
 
-def run(*argv: str, timeout: float = 60) -> str:
+def run(*argv: str, timeout: float = 120) -> str:
     """Run it and return its output; an AssertionError shows what a failing one said."""
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=timeout)
     if ended.returncode:

@@ -89,14 +89,14 @@ class Dockerd:
         """Stop it as an administrator would; with live-restore, its containers stay."""
         self.process.terminate()
         try:
-            self.process.wait(30)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
 
     def kill(self) -> None:
         """Kill dockerd alone: the kernel kills its containerd; shims and containers stay."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def restart(self) -> None:
         """Stop it if it still runs, and start it again."""

@@ -81,7 +81,7 @@ class Machine:
             if self.network:
                 self.network.unplug(self.name)
             for process in self._processes:
-                process.wait(10)
+                process.wait(60)
 
     # Running commands
 
@@ -91,7 +91,7 @@ class Machine:
         check: bool = True,
         env: Mapping[str, str] | None = None,
         input: str | None = None,  # noqa: A002 - as subprocess.run calls it
-        timeout: float = 60,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end in directory `/`; what it left running may keep running.
 
@@ -275,7 +275,7 @@ class Machine:
         *args: str,
         check: bool = True,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run `buttervolume` with these arguments."""
         return self.run(*BUTTERVOLUME, *args, check=check, env=in_checkout(env), timeout=timeout)
@@ -376,12 +376,12 @@ class Daemon:
     def stop(self, signal: int = signal.SIGTERM) -> int:
         """Send the signal and return the exit status, which must come within 10 seconds."""
         self.process.send_signal(signal)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def kill(self) -> None:
         """End it as a crash or a power failure would: at once. The commands it ran may go on."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def in_checkout(env: Mapping[str, str] | None) -> dict[str, str]:

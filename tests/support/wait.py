@@ -12,7 +12,7 @@ INTERVAL = 0.02
 
 def wait_until(
     condition: Callable[[], T],
-    timeout: float = 10.0,
+    timeout: float = 60.0,
     what: str = "the condition to hold",
     interval: float = INTERVAL,
 ) -> T:

@@ -24,7 +24,7 @@ class Disk:
     def __call__(self, descriptor: int) -> None:
         os.fstat(descriptor)
         self.begun += 1
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if self.failures:
             self.failures -= 1
             raise OSError(5, "Input/output error")

@@ -177,7 +177,7 @@ class Stage:
             if memory != Memory(when=memory.when, since=memory.since)
         }
 
-    def wait_until_idle(self, timeout: float = 30) -> None:
+    def wait_until_idle(self, timeout: float = 60) -> None:
         """Wait until all that was handed out has ended and is remembered."""
         with self.scheduler._changed:
             assert self.scheduler._changed.wait_for(lambda: not self.scheduler._running, timeout)
@@ -1159,7 +1159,7 @@ def test_stop_comes_back_in_time_while_the_disk_hangs(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "db,snapshot,60")
     stage.schedule = schedule = HangingSchedule(stage.file)
     stage.start()
-    assert schedule.asked.wait(10)
+    assert schedule.asked.wait(60)
 
     started = time.monotonic()
     stage.stop(patience=0.2)

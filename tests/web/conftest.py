@@ -41,7 +41,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str = "/", method: str = "GET", **headers: str) -> Got:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(
                 method, path, headers={k.replace("_", "-"): v for k, v in headers.items()}

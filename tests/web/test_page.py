@@ -268,7 +268,7 @@ def test_the_page_comes_up_to_date_by_itself(site: Site, place: Place) -> None:
         subvolume(place.volumes / "db")
         site.daemon.call("Schedule", Name="db", Action="purge:1h:1d", Timer="60")
 
-        wait_until(lambda: text(driver, "h1").endswith("1 problem"), timeout=30, what="the news")
+        wait_until(lambda: text(driver, "h1").endswith("1 problem"), timeout=60, what="the news")
         assert driver.title.startswith("✗ 1 problem")
         assert (
             driver.find_element(By.CSS_SELECTOR, "link[rel=icon]")
@@ -312,7 +312,7 @@ def test_a_daemon_that_has_gone_is_not_passed_off_as_well(start_site: StartSite)
         site.daemon.stop()
         wait_until(
             lambda: driver.execute_script("return document.body.className") == "stale",
-            timeout=30,
+            timeout=60,
             what="the page to say so",
         )
         shown = driver.execute_script("return getComputedStyle(document.body, '::before').content")
