@@ -16,7 +16,7 @@ shtab = pytest.importorskip("shtab")
 
 @pytest.fixture
 def script(runtime: Path) -> Path:
-    """The script, and beside it a `buttervolume`, and a `timeout` with a busy machine's patience."""
+    """The script, and beside it a `buttervolume`, and a `timeout` that is more patient."""
     programs = {
         "buttervolume": f'exec {sys.executable} -m buttervolume "$@"',
         "timeout": 'shift; exec /usr/bin/timeout 60 "$@"',
