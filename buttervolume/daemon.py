@@ -1,6 +1,7 @@
 """The daemon: put the parts together, serve until a signal comes, end in order."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -52,6 +53,10 @@ PATIENCE = 3.0
 being worked on when the daemon is told to stop."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes lets another one run: a tenth of Python's default."""
+COLLECT_EVERY = 600
+"""Seconds between two looks for garbage among all objects. Nobody gets an answer meanwhile: with
+50,000 snapshots that is a tenth of a second, and Python by itself looks after each page."""
+NEVER = 1 << 30
 M_ARENA_MAX = -8
 """From glibc's malloc.h, for mallopt(3)."""
 ARENAS = 2
@@ -172,6 +177,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             daemon=True,
         )
         tidying.start()
+        threading.Thread(target=_collect, name="collect", daemon=True).start()
         if page is not None:
             _serve_page(config, services, page)
         elif config.web is not None and config.web.path is None:
@@ -260,6 +266,7 @@ def settle_process() -> None:
     # one answer to Docker needs Python's lock some ten times, and a thread that computes, such as
     # one that makes a page, gives it up after this only
     sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.set_threshold(*gc.get_threshold()[:2], NEVER)  # _collect does that
     with suppress(AttributeError):  # another C library than glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     # ignored, as some parents leave it, it would keep the end of every command from us
@@ -280,6 +287,13 @@ def _tidy(
     while True:
         removed.expire()
         time.sleep(timer)
+
+
+def _collect() -> None:
+    """Free, now and then, what only refers to itself and has lived too long for a short look."""
+    while True:
+        time.sleep(COLLECT_EVERY)
+        gc.collect()
 
 
 def catch_signals() -> int:
