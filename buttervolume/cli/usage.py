@@ -20,6 +20,37 @@ class Parser(argparse.ArgumentParser):
         self._example = example
         self._also = f"; {also}" if also else ""
 
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Options may stand anywhere. argparse by itself finds an optional word missing where an
+        option stands before it."""
+        if args is not None and not self.commands:
+            args = self._options_first(list(args))
+        return super().parse_known_args(args, namespace)
+
+    def _options_first(self, words: list[str]) -> list[str]:
+        """The same words, the options of this command with their values before all others."""
+        end = words.index("--") if "--" in words else len(words)  # behind it nothing is an option
+        options: list[str] = []
+        others: list[str] = []
+        wants_value = False
+        for word in words[:end]:
+            option = self._option(word)
+            (options if option or wants_value else others).append(word)
+            wants_value = option is not None and option.nargs != 0 and "=" not in word
+        if wants_value:  # another word must not pass for the value that is missing
+            return words
+        return [*options, *others, *words[end:]]
+
+    def _option(self, word: str) -> argparse.Action | None:
+        """The option that a word is or, as argparse allows, begins; None if it is none."""
+        name = word.partition("=")[0]
+        known = self._option_string_actions
+        if name in known or not name.startswith("--"):
+            return known.get(name)
+        return next((known[option] for option in known if option.startswith(name)), None)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end."""
         self.print_usage(sys.stderr)
@@ -48,11 +79,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Take a command line apart; whatever is too much is told by the command that got it."""
+    arguments: argparse.Namespace
     arguments, unknown = parser.parse_known_args(argv)
-    words = getattr(arguments, "words", None)
-    if words is not None and not any(word.startswith("-") for word in unknown):
-        words += unknown  # argparse takes those before the first option alone
-        unknown = []
     if unknown:
         from buttervolume.cli.meant import meant_by_words
 

@@ -1,6 +1,7 @@
 """The command line without a daemon: what it takes, what it prints, what it loads for that."""
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -125,6 +126,69 @@ def test_arguments_arrive_where_they_belong() -> None:
     assert parse(["init"]).file is None
     assert parse(["init", "--file"]).file == Path("/var/lib/buttervolume.img")
     assert parse(["init", "--file", "/a", "--size", "1G"]).size == "1G"
+
+
+ANYWHERE: dict[str, tuple[list[str], list[list[str]]]] = {
+    "snapshots": (["db"], [["-l"], ["--json"]]),
+    "restore": (["db@1", "other"], [["--force"], ["--at", "2026"], ["--from=host"]]),
+    "removed": (["db"], [["--purge"], ["--json"]]),
+    "send": (["host", "db@1"], [["--all"], ["--force"]]),
+    "replicate": (["host", "db"], [["--force"]]),
+    "purge": (["1h:1d", "db"], [["--dryrun"], ["-v"]]),
+    "scheduled": (["pause"], [["--json"]]),
+    "status": (["db"], [["--json"]]),
+    "log": (["db"], [["-n", "7"], ["--sin", "2d"], ["--failed"]]),
+    "follow": (["resolve", "db", "db@1", "drop"], [["--yes"], ["--every", "5"]]),
+    "usage": (["db"], [["--json"]]),
+    "doctor": (["one", "two", "three"], [["--json"]]),
+}
+"""For each command that takes both, its words and its options."""
+
+
+def test_an_option_may_stand_anywhere() -> None:
+    takes_both = set()
+    for name, command in build_parser().commands.items():
+        words = [action.dest for action in command._actions if not action.option_strings]
+        options = [action.dest for action in command._actions if action.option_strings]
+        if words and options != ["help"]:
+            takes_both.add(name)
+    assert set(ANYWHERE) == takes_both
+
+    for name, (its_words, its_options) in ANYWHERE.items():
+        parser = build_parser(name)
+        in_order = parser.parse_args([name, *itertools.chain(*its_options), *its_words])
+        places = range(len(its_words) + len(its_options))
+        for chosen in itertools.permutations(places, len(its_options)):
+            put = dict(zip(chosen, its_options, strict=True))
+            left = iter(its_words)
+            line = [word for place in places for word in (put.get(place) or [next(left)])]
+            assert parser.parse_args([name, *line]) == in_order, line
+
+
+def test_behind_two_dashes_nothing_is_an_option() -> None:
+    parse = build_parser().parse_args
+
+    for line in (["--force", "db", "--", "-x"], ["db", "--force", "--", "-x"]):
+        restore = parse(["restore", *line])
+        assert (restore.name, restore.target, restore.force) == ("db", "-x", True)
+    restore = parse(["restore", "--", "db", "--force"])
+    assert (restore.name, restore.target, restore.force) == ("db", "--force", False)
+
+
+def test_an_option_is_no_value_and_a_value_no_option() -> None:
+    parse = build_parser().parse_args
+
+    init = parse(["init", "--file", "--size", "1G"])
+    assert (init.file, init.size) == (Path("/var/lib/buttervolume.img"), "1G")
+    assert parse(["log", "db", "--since=--failed"]).since == "--failed"
+    for line in (
+        ["log", "--since", "--failed", "db"],
+        ["log", "db", "--since"],
+        ["log", "db", "--failed", "--since"],
+        ["log", "--since", "--", "db"],
+        ["restore", "db", "--at", "--", "other"],
+    ):
+        assert "expected one argument" in usage_error(*line)
 
 
 @pytest.mark.parametrize(
