@@ -99,6 +99,11 @@ def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
         volume, _, date = snapshot.partition("@")
         rest = f"; what it held is in {backup}" if backup else ""
         say(f"restored {arguments.target or volume} from {snapshot}{_age(date)}{rest}")
+    if backup is None and arguments.target is not None:
+        from buttervolume.cli.meant import meant
+
+        if hint := meant(arguments):
+            say(f"warning: {arguments.target} is a new volume; {hint}")
     return [backup] if backup else []
 
 

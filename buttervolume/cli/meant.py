@@ -1,4 +1,5 @@
-"""What somebody may have meant whose command was refused, as can be told from its form."""
+"""What a command may have been meant to say, as far as its form tells: for one that was refused, or
+that did something else."""
 
 import argparse
 import itertools
@@ -10,6 +11,10 @@ from collections.abc import Callable, Sequence
 _PATTERN = re.compile(r"[0-9]+[a-z](/[0-9]+)?(:[0-9]+[a-z](/[0-9]+)?)*")
 _ACTION = re.compile(r"snapshot|(purge|replicate|mirror|receive|synchronize):.+")
 _TIMER = re.compile(r"[0-9]+|delete|pause|resume|now|\S+( \S+){4}")
+
+
+_DATE = re.compile(r"latest|[0-9]{4}-[0-9]{2}.*")
+"""What stands behind the @ in the name of a snapshot, at least with the DTFORMAT by default."""
 
 
 _WITH_WORDS = ("purge", "replicate", "mirror", "receive", "synchronize")
@@ -99,10 +104,14 @@ def _clone(arguments: argparse.Namespace) -> str:
 
 
 def _restore(arguments: argparse.Namespace) -> str:
-    if _is_snapshot(arguments.name) or not _is_snapshot(arguments.target or ""):
+    name, target = arguments.name, arguments.target or ""
+    if _is_snapshot(name):
         return ""
-    command = _command("restore", arguments.target, arguments.name)
-    return f"the snapshot comes first: {command}"
+    if _is_snapshot(target):
+        return f"the snapshot comes first: {_command('restore', target, name)}"
+    if _DATE.fullmatch(target):
+        return f"if you meant a snapshot of {name}: {_command('restore', f'{name}@{target}')}"
+    return ""
 
 
 def _rm(arguments: argparse.Namespace) -> str:

@@ -167,6 +167,33 @@ def test_restore_of_a_mounted_volume_needs_force(plugin: Daemon, volume: str) ->
     assert len(restored(plugin.cli("restore", "--force", volume))) == 1
 
 
+@pytest.mark.parametrize("target", ["latest", "2026-11-26"])
+def test_a_new_volume_that_is_called_like_a_snapshot_is_warned_of(
+    plugin: Daemon, volume: str, target: str
+) -> None:
+    plugin.cli("snapshot", volume)
+
+    done = plugin.cli("restore", volume, target)
+
+    assert (done.returncode, done.stdout) == (0, "")
+    restored_line, warning = done.stderr.splitlines()
+    assert restored_line.startswith(f"buttervolume: restored {target} from {volume}@")
+    assert warning.startswith(f"buttervolume: warning: {target} is a new volume; ")
+    assert f"buttervolume restore {volume}@{target}" in warning
+    assert len(restored(plugin.cli("restore", volume, target))) == 1, "it is there now, and meant"
+    plugin.call("Remove", Name=target)
+
+
+def test_a_date_that_is_no_name_of_a_volume_is_taken_for_a_snapshots(
+    plugin: Daemon, volume: str
+) -> None:
+    plugin.cli("snapshot", volume)
+
+    line = complaint(plugin.cli("restore", volume, "2026-11-26T10:00"))
+
+    assert f"buttervolume restore {volume}@2026-11-26T10:00" in line
+
+
 def test_clone_prints_the_new_volume(plugin: Daemon, volume: str) -> None:
     assert printed(plugin.cli("clone", volume, f"{volume}-c")) == [f"{volume}-c"]
     assert "exists already" in complaint(plugin.cli("clone", volume, f"{volume}-c"))
