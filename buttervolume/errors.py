@@ -75,11 +75,12 @@ class OperationFailed(ButtervolumeError):
     def __init__(self, attempt: str, reason: object) -> None:
         self.attempt = attempt
         self.reason = reason
-        super().__init__(f"cannot {attempt}: {_in_words(reason)}")
+        super().__init__(f"cannot {attempt}: {_in_words(reason, attempt)}")
 
 
-def _in_words(reason: object) -> str:
-    """A reason without what is Python's own: numbers of errors, and of descriptors for names."""
+def _in_words(reason: object, attempt: str) -> str:
+    """A reason without what is Python's own, numbers of errors and of descriptors for names, and
+    without the files that the attempt names already."""
     if not isinstance(reason, OSError) or reason.strerror is None:
         return str(reason)
     paths = [
@@ -87,6 +88,7 @@ def _in_words(reason: object) -> str:
         for name in (reason.filename, reason.filename2)
         if isinstance(name, (str, bytes, os.PathLike))
     ]
+    paths = [path for path in paths if f" {path} " not in f" {attempt} "]
     return f"{reason.strerror}: {' -> '.join(paths)}" if paths else reason.strerror
 
 
