@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from buttervolume import human
-from buttervolume.cli.printing import Cell, Colour, as_json, line, table
+from buttervolume.cli.printing import Cell, Colour, age_of, as_json, line, table
 from buttervolume.cli.terminal import say
 
 Call = Callable[..., dict[str, Any]]
@@ -96,20 +96,10 @@ def _take(call: Call, words: Sequence[str], is_sure: bool) -> list[str]:
     if snapshot is None:
         say(f"{volume} goes on with what is here")
     else:
-        say(f"{volume} goes on with {snapshot}, from {found['Member']}{_age(snapshot)}")
+        say(f"{volume} goes on with {snapshot}, from {found['Member']}{age_of(snapshot)}")
         _ask("whatever its owner has written since then stays there, as a fork; go on?", is_sure)
     taken = call("VolumeDriver.Follow.Take", Name=volume)["Snapshot"]
     return [taken] if taken else []
-
-
-def _age(snapshot: str) -> str:
-    """How old it is, if its date can be read."""
-    try:
-        date = datetime.fromisoformat(snapshot.partition("@")[2])
-    except ValueError:
-        return ""
-    now = datetime.now().astimezone().replace(tzinfo=None)
-    return f" ({human.age(date.replace(tzinfo=None), now)})"
 
 
 def _resolve(call: Call, words: Sequence[str], is_sure: bool) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,28 +94,18 @@ def _restore(call: Call, arguments: argparse.Namespace) -> list[str]:
         )
     backup = answer.get("VolumeBackup")
     if "Restored" in answer:  # a daemon before 3.15 does not tell
+        from buttervolume.cli.printing import age_of
+
         snapshot = answer["Restored"]
-        volume, _, date = snapshot.partition("@")
+        volume = snapshot.partition("@")[0]
         rest = f"; what it held is in {backup}" if backup else ""
-        say(f"restored {arguments.target or volume} from {snapshot}{_age(date)}{rest}")
+        say(f"restored {arguments.target or volume} from {snapshot}{age_of(snapshot)}{rest}")
     if backup is None and arguments.target is not None:
         from buttervolume.cli.meant import meant
 
         if hint := meant(arguments):
             say(f"warning: {arguments.target} is a new volume; {hint}")
     return [backup] if backup else []
-
-
-def _age(date: str) -> str:
-    """How old a snapshot of this date is, if that can be told."""
-    from buttervolume import human
-
-    try:
-        now = datetime.now().astimezone().replace(tzinfo=None)
-        length = now - datetime.fromisoformat(date)
-    except (ValueError, TypeError):  # in another format, or of another time zone
-        return ""
-    return f" ({human.duration(length)} old)" if length >= timedelta() else ""
 
 
 def _clone(call: Call, arguments: argparse.Namespace) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -121,6 +122,19 @@ def is_coloured() -> bool:
     return (
         sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
+
+
+def age_of(snapshot: str) -> str:
+    """What is put behind a snapshot's name, such as ` (3 hours old)`; empty if its date does not
+    tell its age."""
+    from buttervolume import human
+
+    date = snapshot.partition("@")[2].partition("@")[0]
+    try:
+        age = datetime.now().astimezone().replace(tzinfo=None) - datetime.fromisoformat(date)
+    except (ValueError, TypeError):  # in another format, or of another time zone
+        return ""
+    return f" ({human.duration(age)} old)" if age >= timedelta() else ""
 
 
 def as_json(answer: dict[str, Any]) -> list[str]:

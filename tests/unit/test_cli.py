@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from buttervolume.cli.completion import PREAMBLE
 from buttervolume.cli.main import Exit, main
 from buttervolume.cli.meant import OTHER_WORDS, meant
 from buttervolume.cli.parser import build_parser
+from buttervolume.cli.printing import age_of
 from buttervolume.cli.terminal import columns
 from buttervolume.jobs.actions import ACTIONS, Action
 
@@ -524,6 +526,27 @@ def test_the_help_is_as_wide_as_the_terminal(said: str, monkeypatch: pytest.Monk
 def test_an_option_before_the_command_is_told_its_place() -> None:
     assert "behind the command: buttervolume status --json" in usage_error("--json", "status")
     assert "did you mean '--json'" in usage_error("status", "--jsn")
+
+
+@pytest.mark.parametrize(
+    ("days", "marker"), [(3, ""), (3, "@backup"), (0, ""), (-3, "")], ids=lambda value: f"{value}"
+)
+def test_the_age_of_a_snapshot_stands_behind_its_name(days: int, marker: str) -> None:
+    date = datetime.now().astimezone().replace(tzinfo=None) - timedelta(days=days)
+
+    said = age_of(f"db@{date:%Y-%m-%dT%H:%M:%S.%f}{marker}")
+
+    if days < 0:
+        assert said == "", "an age to come is none"
+    elif days:
+        assert said == f" ({days} days old)"
+    else:
+        assert re.fullmatch(r" \(.*(moment|second|minute)s? old\)", said)
+
+
+@pytest.mark.parametrize("date", ["", "odd", "2026-11-23T21:00:00+01:00", "23.11.2026"])
+def test_an_age_that_the_date_does_not_tell_is_left_out(date: str) -> None:
+    assert age_of(f"db@{date}") == ""
 
 
 # Where nothing can be printed
