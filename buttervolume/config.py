@@ -66,7 +66,7 @@ class Config:
     dtformat: str
     loglevel: int
     keep_removed: timedelta
-    """How long a removed volume can be had back."""
+    """How long a removed volume can be brought back."""
     min_free: float
     """The share of free space below which it is a problem."""
     web: Address | None
@@ -77,7 +77,7 @@ class Config:
     peers: tuple[str, ...]
     """The members of a volume with `follow=peers`."""
     notify: tuple[str, ...]
-    """Apprise addresses of those who are told of problems."""
+    """The Apprise addresses that problems are reported to."""
     ssh_port: int
     warnings: tuple[str, ...] = ()
     """What is odd about the configuration without being wrong."""
@@ -86,7 +86,7 @@ class Config:
 
     @property
     def follow_path(self) -> Path:
-        """Where it is remembered how followed volumes stand."""
+        """The directory of what is remembered of followed volumes."""
         return self.history.with_name("follow")
 
 

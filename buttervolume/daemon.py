@@ -290,7 +290,8 @@ def _tidy(
 
 
 def _collect() -> None:
-    """Free, now and then, what only refers to itself and has lived too long for a short look."""
+    """Free, now and then, objects that only refer to each other and are too old for Python's own
+    quick looks."""
     while True:
         time.sleep(COLLECT_EVERY)
         gc.collect()

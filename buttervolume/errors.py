@@ -17,7 +17,7 @@ class ButtervolumeError(Exception):
 
 
 class CommandFailed(ButtervolumeError):
-    """A command ended with another exit status than 0, or could not be started.
+    """A command ended with an exit status other than 0, or could not be started.
 
     `status` is the exit status, negative for a signal, as in `subprocess`.
     """
@@ -93,7 +93,7 @@ def _in_words(reason: object, attempt: str) -> str:
 
 
 class BadName(ButtervolumeError):
-    """A name that is not allowed for what it is to name."""
+    """A name that is not allowed for a thing of this kind."""
 
     def __init__(self, kind: str, name: str, rule: str) -> None:
         self.kind = kind
@@ -139,8 +139,8 @@ class NoSnapshots(ButtervolumeError):
         when = f" from {until:%Y-%m-%d %H:%M:%S} or before" if until else ""
         named = enumerated(others)
         hint = (
-            " that the volume's name could mean, only backups and such as have a date that cannot "
-            f"be read, or is in the future; name the one that you mean: {named}"
+            " that the volume's name could mean, only backups and snapshots whose date cannot be "
+            f"read or is in the future; name the one that you mean: {named}"
         )
         super().__init__(f"{volume}: there is {what} of this volume{when}{hint if named else ''}")
 
@@ -155,7 +155,7 @@ class AmbiguousName(ButtervolumeError):
 
 
 class BadRestore(ButtervolumeError):
-    """What is to be restored is named in two ways, or in none that can be understood."""
+    """What is to be restored is named in two ways, or cannot be understood."""
 
 
 class Unreadable(ButtervolumeError):
@@ -204,7 +204,7 @@ class VolumeExists(ButtervolumeError):
 
 
 class NotAVolume(ButtervolumeError):
-    """Something that is no subvolume stands where a volume would have to be."""
+    """Something that is no subvolume is in the place of a volume."""
 
     def __init__(self, path: object) -> None:
         self.path = path
@@ -340,7 +340,7 @@ class PartialCopyBusy(ButtervolumeError):
 
 
 class NoSuchParent(ButtervolumeError):
-    """The snapshot that a stream holds the changes of is not here, or could be mistaken."""
+    """The parent of a stream of changes is not here, or something else could pass for it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -363,7 +363,7 @@ class TooLittleSpace(ButtervolumeError):
 
     def __init__(self, free: int, kept: int) -> None:
         super().__init__(
-            f"{free >> 20} MiB are free, of which {kept >> 20} MiB are to be kept (MIN_FREE)"
+            f"{free >> 20} MiB are free, and {kept >> 20} MiB are to be kept (MIN_FREE)"
         )
 
 
@@ -378,13 +378,13 @@ class ForeignCopy(ButtervolumeError):
 
 
 class ChangedCopy(ButtervolumeError):
-    """A snapshot that was received is not any more what it was."""
+    """A snapshot was changed after it was received."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"{name}: this snapshot was changed after it was received, and would pass for what it "
-            "is not; restore it and take a new snapshot, or remove it"
+            f"{name}: this snapshot was changed after it was received, and is no longer a copy of "
+            "its origin; restore it and take a new snapshot, or remove it"
         )
 
 
@@ -414,7 +414,7 @@ class FollowRefused(ButtervolumeError):
 
 
 class InUse(FollowRefused):
-    """A followed volume is used on the host that it is to be let go by, or replaced on."""
+    """A followed volume is in use on the host that is to let it go, or to replace it."""
 
 
 class FollowBusy(FollowRefused):
@@ -426,7 +426,7 @@ class FollowBusy(FollowRefused):
 
 
 class NotOwner(ButtervolumeError):
-    """What is done on the owner of a followed volume only, and this host is not."""
+    """Only the owner of a followed volume may do this, and this host is not the owner."""
 
     def __init__(self, volume: str, owner: str | None) -> None:
         self.volume = volume
@@ -436,7 +436,7 @@ class NotOwner(ButtervolumeError):
 
 
 class BadCharter(ButtervolumeError):
-    """What should say whom a volume follows its service among, and says something else."""
+    """Data that should name the members of a followed volume, and cannot be understood."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"what is known of a followed volume cannot be understood: {reason[:200]}")

@@ -1,4 +1,4 @@
-"""What the edges work with: every part of the house that answers to somebody."""
+"""What the edges work with: the parts of the program that requests and commands use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

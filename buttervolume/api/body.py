@@ -85,7 +85,7 @@ class Body:
         return number
 
     def ticket(self) -> str | None:
-        """By what the caller will know the transfers of this request, if he wants to."""
+        """The name that the caller gives the transfers of this request, if any."""
         ticket = self.optional_text("Ticket")
         if ticket is not None and not 0 < len(ticket) <= _LONGEST_TICKET:
             raise MalformedRequest(f"Ticket must have from 1 to {_LONGEST_TICKET} characters")

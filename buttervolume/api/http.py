@@ -54,8 +54,8 @@ class Lane(Enum):
     DOCKER = "docker"
     """Docker's own calls that may wait for another operation on their volume."""
     DOCKER_MOUNT = "docker mount"
-    """Docker's own calls that may wait for other hosts; so many wait at most that there are threads
-    for those that need not."""
+    """Docker's own calls that may wait for other hosts. Not all threads may wait: some are for
+    calls that need not."""
     QUESTION = "question"
     """Other calls that wait for nobody."""
     MANAGEMENT = "management"

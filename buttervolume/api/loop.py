@@ -46,7 +46,7 @@ class Loop:
         self._watch(self._server._fileno)  # which depends on the number of connections, too
         if self._server.next_channel_cleanup != cleaned:  # those that were idle are to be closed
             self._touched.extend(self._dispatchers)
-        self._woken = False  # whoever touches one from here on must wake this thread
+        self._woken = False  # from here on, a thread that touches one must wake this one
         while self._touched:
             self._watch(self._touched.popleft())
         for descriptor, events in self._poll.poll(longest):

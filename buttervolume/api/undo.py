@@ -1,4 +1,4 @@
-"""Volumes that were removed: which can be had back, and back they come."""
+"""Removed volumes: listed, brought back, deleted for good."""
 
 from buttervolume.api.body import Answer, Body
 from buttervolume.api.http import Endpoint

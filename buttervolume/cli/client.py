@@ -18,9 +18,9 @@ NOT_STARTED = 127
 
 
 class Refused(ButtervolumeError):
-    """The daemon's own words on why it did not do what it was asked, with the name of the kind of
-    error: that of its class in `errors`, and None if the daemon is too old to tell. `answer` is
-    all that it said: some of it may have been done."""
+    """The daemon's own words on why it did not do what it was asked, with the kind of error: the
+    name of its class in `errors`, or None if the daemon is too old to tell. `answer` is all that it
+    said: some of it may have been done."""
 
     def __init__(self, message: str, answer: "Answer | None" = None) -> None:
         self.answer = Answer() if answer is None else answer
@@ -29,7 +29,7 @@ class Refused(ButtervolumeError):
 
 
 class OtherVersion(ButtervolumeError):
-    """What the daemon answers is not what this command needs."""
+    """The daemon's answer does not fit this command."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -46,7 +46,7 @@ class Answer(dict[str, Any]):
 
 
 def find_socket(config: Config) -> Path:
-    """The daemon's socket: the configured one if it exists, else that of the managed plugin.
+    """The daemon's socket: the configured one if it exists, else the managed plugin's.
 
     Raises NoDaemon if neither is there.
     """

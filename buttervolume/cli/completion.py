@@ -1,7 +1,7 @@
 """Completion for bash: what `shtab` makes of the parser, and what asks the daemon for names.
 
 It waits two seconds at the most, and offers only names without anything that a shell would act on:
-whoever makes a volume or a snapshot chooses its name, and what is offered here becomes a command.
+names of volumes and snapshots may come from anybody, and what is offered here becomes a command.
 """
 
 import argparse
@@ -16,7 +16,7 @@ _KINDS = {
 }
 """What arguments are completed to, by their names in the parser."""
 _OTHERS = ("removed", "undelete")
-"""Commands whose volumes are none that there are."""
+"""Commands whose volumes no longer exist."""
 
 PREAMBLE = r"""
 # Lines that begin with the first argument and are safe in a command line.

@@ -107,7 +107,7 @@ def _resolve(call: Call, words: Sequence[str], is_sure: bool) -> list[str]:
     if action not in ("drop", "clone") or (action == "clone") != bool(target):
         raise argparse.ArgumentTypeError("say drop, or clone and the name of the new volume")
     if action == "drop":
-        what = "what it holds is deleted" if "@" in fork else "who holds it keeps a fork of it"
+        what = "what it holds is deleted" if "@" in fork else "members that hold it keep a fork"
         _ask(f"{fork} is given up, and {what}; go on?", is_sure)
     call(
         "VolumeDriver.Follow.Resolve",

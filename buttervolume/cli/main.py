@@ -218,8 +218,8 @@ def _schedule(call: Call, arguments: argparse.Namespace) -> Outcome:
 def _as_far_as_it_went(
     call: Call, done: str, endpoint: str, **body: object
 ) -> tuple[dict[str, Any], ButtervolumeError | None]:
-    """Make a call that may do a part of what it is asked, which is then in the answer's `done`;
-    the error is that of the rest."""
+    """Make a call that may do a part of its work only. The answer's `done` says what was done; the
+    error is about the rest."""
     from buttervolume.cli.client import Refused
 
     try:
@@ -386,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return Exit.FAILED
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has seen enough
         return Exit.FAILED
     return Exit.DONE if outcome.is_well else Exit.FAILED
 

@@ -20,7 +20,7 @@ ROLES = ("push", "pull", "sync", "follow")
 
 
 class _Arguments:
-    """Where the arguments of a command go: nowhere, if nobody asks for it."""
+    """Adds arguments to the parser of a command, or nowhere if another command is given."""
 
     def __init__(self, parser: argparse.ArgumentParser | None) -> None:
         self._parser = parser

@@ -113,7 +113,7 @@ def _limits(widths: Sequence[Sequence[int]], available: int | None) -> list[int]
 
 
 def _terminal_width() -> int | None:
-    """None where nobody looks: a file or a pipe gets everything."""
+    """None where the output is a file or a pipe, which gets everything."""
     return columns() if sys.stdout.isatty() else None
 
 

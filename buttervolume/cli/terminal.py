@@ -36,7 +36,7 @@ def say(message: str) -> None:
 
 
 class Painted(str):
-    """A line that may have colours, and in which all that others named is escaped already."""
+    """A line that may have colours, and in which names are escaped already."""
 
     __slots__ = ()
 

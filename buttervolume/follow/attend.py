@@ -86,7 +86,7 @@ class Attendant:
         if volume not in self._locked:
             raise NotAllowed(f"{volume}: it is let go under its lock only")
         if names.check_host(request["grantee"]) != self._asker:
-            raise NotAllowed(f"{volume}: it is let go to who asks for it")
+            raise NotAllowed(f"{volume}: it is let go only to the member that asks")
         try:
             return {"copy": copy_to_json(self._member.release(volume, self._asker))}
         except FollowRefused as error:

@@ -1,8 +1,8 @@
 """What a followed volume carries with it, what a member remembers of it, and what members tell each
 other: from values to JSON and back.
 
-Nothing that comes in is believed to be well-formed, be it from a peer, an attribute or a file: its
-types, its sizes and its numbers are checked here, once.
+What comes in, from a peer, an attribute or a file, is not believed to be well-formed: its types,
+its sizes and its numbers are checked here, once.
 """
 
 import json

@@ -130,7 +130,7 @@ class Remote:
             try:
                 self._ask("beat")
             except ButtervolumeError:
-                return  # whoever asks next is told
+                return  # the next request fails with the reason
 
     def report(self) -> Report:
         """What the member says of itself."""
@@ -199,7 +199,7 @@ class Connector:
     """Opens links to other members."""
 
     def __init__(self, port: int, node: str) -> None:
-        """`port` is that of the other hosts' sshd, `node` this host's name among them."""
+        """`port` is the sshd port of the other hosts, `node` this host's name among them."""
         self._port = port
         self._node = node
 

@@ -155,7 +155,7 @@ class Standing:
     """The line of what its volume holds."""
     role: Role = Role.NONE
     granted_to: str | None = None
-    """Whom the owner has let the volume go to; None with a role of GRANTED: whoever asks."""
+    """The member that the owner has let the volume go to; None with a role of GRANTED: any."""
     dropped: frozenset[str] = frozenset()
     """Epochs that a person has given up, with what went on from them."""
     in_use: bool = False

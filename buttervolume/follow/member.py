@@ -90,13 +90,13 @@ class Member:
         """The charter of a volume that is here; None if there is none, or no volume. Raises
         OperationFailed: to take it for a plain volume could make two users."""
         if not names.is_volume_reference(volume):
-            return None  # whoever works with it says what is wrong
+            return None  # the operation itself says what is wrong
         try:
             return charter_of(self._volumes.path_of(volume))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, BadCharter) as error:
-            raise OperationFailed(f"see whom volume {volume} follows", error) from error
+            raise OperationFailed(f"read the members of volume {volume}", error) from error
 
     def exists(self, volume: str) -> bool:
         """Whether there is a volume of that name here."""
@@ -331,8 +331,8 @@ class Member:
         return self._catalog.exists(f"{snapshot}@{host}")
 
     def release(self, volume: str, grantee: str | None) -> Copy:
-        """Let a volume go to another member, or to whoever asks, and say what it held; raises
-        FollowRefused if it is in use, or not this member's to give."""
+        """Let a volume go, to another member or (None) to any that asks, and say what it held;
+        raises FollowRefused if it is in use, or not this member's to give."""
         standing = self.standing(volume)
         if grantee is not None:
             if standing.in_use:
@@ -480,7 +480,8 @@ class Member:
 
     def part(self, volume: str) -> None:
         """Prepare for the removal of a volume from this host. On its owner a last snapshot is kept,
-        and whoever asks may go on from that; elsewhere changes of its own are kept as a fork."""
+        and any member that asks may go on from that; elsewhere changes of its own are kept as a
+        fork."""
         standing = self.report(volume, with_use=False).standing
         if not standing.held:  # nobody has ever used it here
             return

@@ -30,7 +30,7 @@ def split_follow(
 
 
 def parse_members(text: str, node: str, peers: Sequence[str]) -> tuple[str, ...]:
-    """Members, of whom this host must be one. Raises BadOption."""
+    """The members; this host must be one of them. Raises BadOption."""
     names: Sequence[str] = [name.strip() for name in re.split("[,:]", text)]
     if text.lower() == "peers":
         names = peers

@@ -35,7 +35,7 @@ class MemberView:
 
     @property
     def is_known(self) -> bool:
-        """Whether it is known what it has, be it from some time ago."""
+        """Whether it is known what it has, even if only from some time ago."""
         return self.was_asked and (self.copy is not None or not self.silent)
 
 

@@ -24,7 +24,7 @@ ROLES: Mapping[str, frozenset[str]] = {
 VERBS = frozenset(("drop",)).union(*ROLES.values())
 """All there are: what deletes for good is in no role."""
 REFUSED = "this key does not allow the command"
-"""Begins what is said to whoever asks for something else than a session, or rsync."""
+"""Begins the refusal of anything but a session or rsync."""
 ASKED = ("buttervolume", "peer")
 """What the other side asks for to have a session."""
 

@@ -1,8 +1,8 @@
 """A stream becomes a snapshot of this host: whole, verified and on the disk, or not there at all.
 
 While it comes in, and until all of it is on the disk, a note beside the copy says so: to others it
-is partial until the note has gone. The note names who sends, and is locked while it does, so that
-whoever finds it unlocked knows that the transfer behind it is over.
+is partial until the note has gone. The note names the sender, and is locked during the transfer: if
+it is not locked, the transfer is over.
 """
 
 import fcntl
@@ -93,8 +93,8 @@ class Intake:
             raise OperationFailed(f"receive {name}", error) from error
 
     def _parents(self, name: SnapshotName, identity: UUID | None) -> frozenset[UUID | None]:
-        """The UUIDs of which the copy will have one as its parent's. All that `btrfs receive` may
-        take for the parent must be whole snapshots of that volume."""
+        """The UUIDs that the parent of the copy may have. All that `btrfs receive` may take for the
+        parent must be whole snapshots of that volume."""
         if identity is None:
             return frozenset([None])
         numbers = set(uuids.found_by_receive(self.directory, identity))
@@ -183,7 +183,7 @@ class Space:
 
     def check(self, cost: int) -> None:
         """Raise TooLittleSpace if the stream would take from what is to be kept. `cost` is what it
-        may take with what comes next; how much that is in truth shows after a sync."""
+        may take with what comes next; how much it really is shows after a sync."""
         if self._share and cost >= self._next:
             free, kept = self._free(cost)
             if free - kept < _LEAST_TO_SPARE and self._passed > self._synced:
@@ -299,7 +299,7 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Pat
 
 
 def _lock(descriptor: int, path: Path, name: SnapshotName, sender: str) -> None:
-    """Lock a note that is open; one that has gone meanwhile was that of a transfer."""
+    """Lock an open note. If it has gone meanwhile, it belonged to another transfer."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.lstat(path)):

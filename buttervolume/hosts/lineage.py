@@ -1,17 +1,17 @@
 """Where the snapshots of a volume on two hosts come from. Pure: everything is decided from facts.
 
-A UUID alone proves nothing. Whoever owns a subvolume may give it any Received UUID, read-only
-snapshots inherit that, and what was read-only can have been made writable, changed, and made
-read-only again. What a snapshot is follows from several facts together (fs/btrfs/ioctl.c,
-send.c and transaction.c):
+A UUID alone proves nothing. The owner of a subvolume may give it any Received UUID, read-only
+snapshots inherit it, and what was read-only can have been made writable, changed, and made
+read-only again. What a snapshot is follows from several facts together (fs/btrfs/ioctl.c, send.c
+and transaction.c):
 
 - its *identity*: the UUID that a stream names it by, its Received UUID or else its own UUID;
 - its *version*: `ctransid`, the last transaction that changed something in it, which a stream
   carries and its copy has as Send transid;
 - a snapshot inherits its source's `ctransid`, so that a later one than `otransid`, the transaction
-  that created it, betrays that it was changed afterwards;
+  that created it, shows that it was changed afterwards;
 - a copy that is *settled* was synced before it got its Received UUID, so that a later `ctransid`
-  than its Receive transid betrays the same.
+  than its Receive transid shows the same.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -1,9 +1,10 @@
 """What runs on a host for another one, as the command of an ssh session: `buttervolume peer`.
 
 It says first what it can, then answers requests, a JSON object a line each, in the order in which
-they come; whoever asks need not wait for one answer to ask for more. A stream follows the request
-`receive` and the answer to `send`, and says itself where it ends. Whatever is wrong with a request
-that a stream follows, or with the stream, ends the session: there is no telling what comes next.
+they come; the other side may send more of them before it has an answer. A stream follows the
+request `receive` and the answer to `send`, and says itself where it ends. Whatever is wrong with a
+request that a stream follows, or with the stream, ends the session: there is no telling what comes
+next.
 
 It works on the directories themselves, so no daemon is needed here; one that runs sees what has
 come in its directory, and by the notes what is not whole.
@@ -337,7 +338,7 @@ class Peer:
         return {"marked": str(name)}
 
     def _follow(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do another member's bidding about a volume that follows its service."""
+        """Do what another member asks about a volume that follows its service."""
         volume = self._guard.check_volume(_text(request["volume"]))
         if self._attendant is None:
             self._attendant = self._attend(self._sender())
@@ -426,7 +427,7 @@ def _basis() -> list[tuple[int, int, int] | None]:
 
 
 def _keys() -> list[tuple[int, int, int] | None]:
-    """What tells whether the keys are the same, that may log in here."""
+    """A value that differs once other keys may log in here."""
     directory = Path(pwd.getpwuid(os.geteuid()).pw_dir, ".ssh")
     return [_identity(directory / name) for name in ("authorized_keys", "authorized_keys2")]
 

@@ -1,4 +1,4 @@
-"""The words of a session between two hosts: what `buttervolume peer` and whoever asks it agree on.
+"""The words of a session between two hosts: what `buttervolume peer` and its caller agree on.
 
 First the peer says `{"buttervolume": 1, "node", "verbs", "stream", "time"}`. Then, request by
 request, with its answer:

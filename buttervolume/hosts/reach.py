@@ -60,8 +60,8 @@ class Reach:
     """The way to other hosts, for all that is done with them."""
 
     def __init__(self, port: int, node: str, stall: float = STALL, keep: float = KEEP) -> None:
-        """`port` is that of the other hosts' sshd, `node` this host's name among them. A transfer
-        ends after `stall` seconds without a byte, an idle session after `keep` seconds."""
+        """`port` is the sshd port of the other hosts, `node` this host's name among them. A
+        transfer ends after `stall` seconds without a byte, an idle session after `keep` seconds."""
         self.port = port
         self.node = node
         self.stall = stall

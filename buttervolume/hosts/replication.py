@@ -31,10 +31,10 @@ class Replication:
         min_free: float = 0,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """`port` is that of the other hosts' sshd, `node` this host's name among them, `stall` in
-        seconds, `min_free` the share of the filesystem that what is received leaves free, `now` the
-        clock of the snapshots' names. The other hosts keep volumes and snapshots at the paths that
-        they have here."""
+        """`port` is the sshd port of the other hosts, `node` this host's name among them, `stall`
+        in seconds, `min_free` the share of the filesystem that what is received leaves free, `now`
+        the clock of the snapshots' names. The other hosts keep volumes and snapshots at the paths
+        that they have here."""
         self._reach = Reach(port, node, stall)
         local = Local(catalog)
         self._sender = Sender(volumes, snapshots, local, self._reach, transfers, now)

@@ -77,7 +77,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class _Parent:
-    """What a stream of changes begins from: the snapshot here, and what may be it there."""
+    """The parent of a stream of changes: the snapshot here, and its possible copies there."""
 
     facts: Facts
     copies: Sequence[Facts]

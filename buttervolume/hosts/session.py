@@ -91,8 +91,8 @@ class Session:
         copies: Sequence[Facts],
         flow: Flow,
     ) -> None:
-        """Send the stream that a command makes of a snapshot here, as changes of a parent of which
-        there are `copies` there; when this returns, the copy there is whole and on the disk."""
+        """Send the stream that a command makes of a snapshot here, as changes of a parent that has
+        `copies` there; when this returns, the copy there is whole and on the disk."""
         parents = {str(copy.uuid) for copy in copies} if parent else {None}
         with self._told():
             self._say(

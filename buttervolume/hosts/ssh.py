@@ -42,8 +42,8 @@ _LONGEST_DIRECTORY = 60
 _LAST_WORDS = 1.0
 """Seconds in which the master of a broken connection says why it broke."""
 _HOLD_OPEN = "printf '\\nready\\n' && exec cat >/dev/null"
-"""Keeps a connection open until this side closes its end, be it by dying. The word has a line of
-its own, whatever a start-up file of the shell there has printed before."""
+"""Keeps a connection open until this side closes its end, or dies. The word has a line of its own,
+whatever a start-up file of the shell there has printed before."""
 
 
 def command_for(port: int) -> list[str]:

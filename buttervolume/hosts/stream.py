@@ -214,7 +214,7 @@ class Announced:
     """What the copy gets as Send transid."""
     parent: UUID | None = None
     """The identity of the snapshot that the stream holds the changes of; the only other subvolume
-    that it may take data from. None: the stream must be full."""
+    that it may take data from. None: the stream must be a full one."""
 
 
 class Checker:

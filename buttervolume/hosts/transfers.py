@@ -35,7 +35,7 @@ class Transfer:
     parent: str | None = None
     """The snapshot that both hosts have, of an incremental send."""
     ticket: str | None = None
-    """By which the caller knows it, who chose it before it began."""
+    """A name for it that its caller chose before it began."""
     phase: str = "connecting"
     flow: Flow = field(default_factory=Flow)
     started: float = field(default_factory=time.monotonic)
@@ -48,7 +48,7 @@ class Transfer:
 
 
 class Transfers:
-    """All transfers under way, whoever asked for them."""
+    """All transfers under way."""
 
     def __init__(self) -> None:
         # protects _running, _called_off and _closed

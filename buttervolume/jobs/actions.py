@@ -1,4 +1,4 @@
-"""What a job does: one class per action, from its words in the schedule to the deed.
+"""What a job does: one class per action, from its words in the schedule to the work itself.
 
 To add one, write its class and name it in ACTIONS. Only the command line names them, too: in its
 help, its completion and its hints, which a test holds against ACTIONS.
@@ -37,7 +37,7 @@ class Done:
     """What a run did."""
 
     outcome: str
-    """In words, for the log and for whoever waits for the run."""
+    """In words, for the log and for a caller that waits for the run."""
     snapshot: str = ""
     """The snapshot that it was about, if it was one."""
     warnings: tuple[str, ...] = ()

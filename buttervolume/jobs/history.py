@@ -30,7 +30,7 @@ KEPT_ROWS = 1_000_000
 _PRUNE_EVERY = 86400.0
 """Seconds."""
 _BUSY = 2.0
-"""Seconds to wait for whoever else has locked the file, before it is taken for busy."""
+"""Seconds to wait while another process has locked the file, before it counts as busy."""
 _WAITING = 10_000
 """How much may wait for a file that cannot be written now; what is older than that is lost."""
 _PATIENCE = 10.0
@@ -102,7 +102,7 @@ Task = Callable[[sqlite3.Connection], object]
 
 
 class History:
-    """The database: written by a thread of its own, read by whoever asks."""
+    """The database: written by a thread of its own, read by any thread."""
 
     def __init__(
         self,
@@ -488,7 +488,7 @@ def _run(row: Sequence[object]) -> Run:
 
 
 def load_state(path: Path) -> dict[str, Memory]:
-    """Read the memories; raises OSError or ValueError if there are none that can be read."""
+    """Read the memories; raises OSError or ValueError if they cannot be read."""
     text = path.read_text(encoding="utf-8")
     try:
         return {key: _from_json(values) for key, values in json.loads(text)["jobs"].items()}

@@ -243,7 +243,7 @@ class Schedule:
         it, `0` or `delete` removes it, `pause` and `resume` switch it.
 
         A row that nobody can read is removed or switched by the text of its first two columns. To
-        remove what is not there is no more than a warning. Raises BadName, BadJob, BadPattern,
+        remove what is not there is a success with a warning. Raises BadName, BadJob, BadPattern,
         NoSuchJob, OperationFailed; nothing is changed then.
         """
         if timer in ("0", "delete"):

@@ -207,8 +207,8 @@ class Doctor:
         warnings: Sequence[str],
         port: int,
     ) -> None:
-        """`warnings` are what is odd about the configuration and where its files are; `port` is
-        that of the other hosts' sshd."""
+        """`warnings` are what is odd about the configuration and where its files are; `port` is the
+        sshd port of the other hosts."""
         self._volumes = volumes
         self._catalog = catalog
         self._observer = observer

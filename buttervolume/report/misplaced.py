@@ -1,7 +1,7 @@
 """Jobs and keys that are where this daemon does not look for them.
 
 The managed plugin has its configuration and its keys beside the volumes, a daemon on the host in
-/etc/buttervolume and root's home. Whoever changes from the one to the other may leave some behind.
+/etc/buttervolume and root's home. A change from one to the other may leave some behind.
 """
 
 import os

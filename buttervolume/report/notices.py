@@ -22,8 +22,8 @@ from buttervolume.words import shortened
 LOOK_EVERY = 10.0
 """Seconds between two looks at the report."""
 SETTLE = 30.0
-"""Seconds after a start in which nothing is told: what was missed while the host was off is made up
-for then."""
+"""Seconds without notices after a start: what was missed while the host was off is made up for
+then."""
 BETWEEN_MESSAGES = 60.0
 """Seconds between two messages, at the least."""
 _MOST_LINES = 20

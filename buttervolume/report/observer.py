@@ -138,8 +138,8 @@ class Observer:
         )
 
     def _look_at_followed(self) -> tuple[list[View], dict[str, str]]:
-        """How the followed volumes stand, and of which this cannot be told, and why. Their members
-        are not asked. Raises VolumesUnavailable."""
+        """How the followed volumes stand, and why this cannot be told of some. Their members are
+        not asked. Raises VolumesUnavailable."""
         views, unseen = [], {}
         for volume in self._rounds.followed():
             try:

@@ -207,7 +207,7 @@ class Facts:
     followed: Sequence[View] = ()
     """The volumes that follow their services, as their members were heard last."""
     unseen: Mapping[str, str] = field(default_factory=dict)
-    """Those of which nothing can be said, and why."""
+    """Followed volumes about which nothing is known, and why."""
 
     @property
     def are_volumes_known(self) -> bool:

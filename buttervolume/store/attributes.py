@@ -1,7 +1,7 @@
 """What belongs to a volume or a snapshot and is kept in extended attributes of its root.
 
-Their names begin with `trusted.`: only who has CAP_SYS_ADMIN in the machine's own user namespace
-can read or write them (xattr(7)), and no container has.
+Their names begin with `trusted.`: reading or writing them takes CAP_SYS_ADMIN in the machine's own
+user namespace (xattr(7)), which no container has.
 """
 
 import errno
@@ -17,11 +17,11 @@ KEEP = "keep"
 SIZE = "size"
 """How many bytes a volume may hold."""
 FOLLOW = "follow"
-"""Who a volume follows its service among, and which version of it this is (see
-`follow.charter`). It never goes to another volume, but to the snapshots and with them."""
+"""The members of a followed volume, and which version of it this is (see `follow.charter`). It
+never goes to another volume, but to the snapshots and with them."""
 NAMES = (KEEP, SIZE, FOLLOW)
-"""All there are. They are asked for one by one: a container may give the root so many attributes of
-its own that no list of them is to be had (64 KiB at the most, listxattr(2))."""
+"""All there are. They are asked for one by one: a container may give the root so many of its own
+that they cannot be listed (64 KiB at the most, listxattr(2))."""
 _KIND = PREFIX + "kind"
 _BACKUP = "backup of "
 _FORK = "fork of "

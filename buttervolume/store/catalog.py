@@ -1,7 +1,7 @@
 """The index of the snapshots: which there are, which is the latest, where they are.
 
-The directory is read once; afterwards the kernel tells what changes in it, whoever does it, and
-only that is looked at.
+The directory is read once; afterwards the kernel tells each change in it, and only that is looked
+at.
 """
 
 import logging
@@ -377,8 +377,8 @@ class Catalog:
         return self.summary(volume)
 
     def read_ahead(self) -> None:
-        """Let a thread read the directory, which may take seconds for the first time; whoever can
-        do without goes on meanwhile."""
+        """Let a thread read the directory, which may take seconds for the first time; callers that
+        do not need it go on meanwhile."""
 
         def read() -> None:
             try:

@@ -20,7 +20,7 @@ _LARGEST = 1 << 60
 
 @dataclass(frozen=True)
 class Options:
-    """What a new volume is to be; None is what was not asked for."""
+    """What a new volume is to be; None where nothing was asked for."""
 
     copy_on_write: bool | None = None
     compression: str | None = None

@@ -28,7 +28,7 @@ _TICK = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class RemovedVolume:
-    """A removed volume that can be had back."""
+    """A removed volume that can be brought back."""
 
     name: str
     date: str
@@ -55,8 +55,8 @@ class Removed:
         min_free: float = 0.0,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """`keep` is how long a volume is kept that says nothing else; below `min_free`, a share of
-        the filesystem, the oldest go before their time."""
+        """`keep` is how long a volume is kept unless it says otherwise itself; below `min_free`, a
+        share of the filesystem, the oldest go before their time."""
         self.path = volumes.path / REMOVED_NAME
         self._volumes = volumes
         self._date_format = date_format
@@ -96,7 +96,7 @@ class Removed:
             return self._keep
 
     def list(self, name: str | None = None) -> Sequence[RemovedVolume]:
-        """All that can be had back, or those of one name, by name and date. Raises
+        """All that can be brought back, or those of one name, by name and date. Raises
         OperationFailed."""
         found: MutableSequence[RemovedVolume] = []
         try:
@@ -104,7 +104,7 @@ class Removed:
                 for entry in entries:
                     if name not in (None, entry.name.partition("@")[0]):
                         continue
-                    with suppress(OSError):  # gone meanwhile, or it cannot be read: not to be had
+                    with suppress(OSError):  # gone meanwhile, or it cannot be read
                         found.extend(self._look(Path(entry.path)))
         except FileNotFoundError:
             return []

@@ -16,7 +16,7 @@ _UNITS_IN_WORDS = {"1m": "minute", "1h": "hour", "1d": "day", "1w": "week", "1y"
 
 @dataclass(frozen=True)
 class Band:
-    """The snapshots between two ages, of which one is kept for each timeframe."""
+    """The snapshots between two ages: for each timeframe, one of them is kept."""
 
     start: timedelta
     end: timedelta

@@ -31,8 +31,8 @@ _NAMED = 20
 _LONGEST_NAMED = 100
 """Characters of a path that a message shows."""
 _NUMBERS = ".buttervolume-numbers"
-"""A file beside the snapshots. Who holds its lock may number a snapshot of a followed volume: the
-daemon, and sessions of other hosts."""
+"""A file beside the snapshots. Its lock is held to number a snapshot of a followed volume, by the
+daemon and by sessions of other hosts."""
 FAR = timedelta(hours=1)
 """How far a date may be ahead of the clock: summer time ends with an hour that comes twice."""
 
@@ -259,7 +259,7 @@ class Snapshots:
     def _taken_later(
         self, volume: str, snapshots: Sequence[Snapshot], now: datetime
     ) -> SnapshotName | None:
-        """A snapshot that was taken of a volume here by a clock that was far ahead of the one of
+        """A snapshot of a volume that was taken here while the clock was far ahead of what it is
         now. What came from elsewhere says nothing of the clock here."""
         for snapshot in reversed(snapshots):
             if snapshot.taken is None or snapshot.taken <= now + FAR:

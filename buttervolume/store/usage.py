@@ -26,7 +26,7 @@ class Usage:
 
 
 class Meter:
-    """Measures volumes, one at a time: the disk has other things to do."""
+    """Measures volumes, one at a time, since the disk has other work."""
 
     def __init__(self, volumes: Volumes, catalog: Catalog) -> None:
         self._volumes = volumes

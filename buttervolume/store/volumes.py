@@ -72,7 +72,7 @@ class Volumes:
         """`path` must be on BTRFS: OSError if not."""
         self.path = path
         self.mutexes = Mutexes(lambda name: VolumeBusy(name, "another operation"))
-        """One per volume: whoever makes, replaces, snapshots or removes a volume holds it."""
+        """One per volume, held while the volume is made, replaced, snapshotted or removed."""
         self.changing_hands = Mutexes()
         """One per volume, for moments: held while its name goes to another subvolume, until that
         is on the disk, and by a call that mounts it. Taken after its mutex, if both are taken."""

@@ -169,7 +169,7 @@ class Directory:
         of an origin, or take them from it.
 
         Only for what is known to be on the disk, after a `sync`: later, a `changed` after its
-        `receive_transid` betrays a change.
+        `receive_transid` shows a change.
         """
         number = uuid.bytes if uuid else bytes(16)
         mark = _SETTLED if uuid else 0
@@ -203,7 +203,7 @@ def snapshot(source: Path, target: Path, *, readonly: bool) -> None:
     """Make a snapshot of a subvolume, which never has a Received UUID. The target must not exist.
 
     (The command would put the snapshot *into* a directory of that name.) A read-only snapshot
-    inherits the Received UUID of its source, which whoever owns that may set at any moment.
+    inherits the Received UUID of its source, which a container may set at any moment.
     """
     inherits = readonly and info(source).received_uuid is not None
     flags = ["-r"] if readonly and not inherits else []

@@ -341,9 +341,9 @@ def pipe(
 ) -> str:
     """Run `source | sink` to the end of both and return what the sink printed.
 
-    One pipe joins them, as in a shell, so that nothing of the way is ours. `moved` tells how many
-    bytes have come out of it at the other end, of which it gets the process. Once the sink has
-    printed the line `arrived`, it has everything, and may take an hour more.
+    One pipe joins them, as in a shell, and no byte goes through this process. `moved` gets the
+    sink's process, and tells how many bytes have come out of the pipe. Once the sink has printed
+    the line `arrived`, it has everything, and may take an hour more.
 
     Raises PipelineFailed if either end fails, Stalled if none worth mentioning does for `stall`
     seconds, TooMuchOutput, Cancelled.

@@ -12,7 +12,7 @@ class Mutexes:
     """One mutex for each name, made when it is needed and forgotten when nobody uses it."""
 
     def __init__(self, busy: Callable[[str], Exception] = TimeoutError) -> None:
-        """`busy` makes the error for a name that is not to be had in time."""
+        """`busy` makes the error for a name that does not become free in time."""
         self._busy = busy
         self._patience = threading.local()
         # protects _mutexes and _users, for a moment at a time
@@ -60,8 +60,8 @@ class Mutexes:
 class Holds:
     """Names that something long, such as a transfer, needs left as they are.
 
-    Nobody waits here: who wants to change what is held, or to hold what is being changed, is told
-    so at once.
+    Nobody waits here: to change what is held, or to hold what is being changed, is an error at
+    once.
     """
 
     def __init__(self, busy: Callable[[str], Exception]) -> None:

@@ -1,8 +1,8 @@
 """The log on stdout and stderr: lines that nobody can forge, from a daemon that nobody can stop by
 not reading them.
 
-A pipe whose reader has stopped blocks whoever writes into it, and making it non-blocking would do
-so for everybody who has it. So a thread writes, and what finds no room in its queue is counted.
+A pipe whose reader has stopped blocks each process that writes into it, and making it non-blocking
+would do so for all of them. So a thread writes, and what finds no room in its queue is counted.
 """
 
 import logging
@@ -124,7 +124,7 @@ class _Handler(logging.Handler):
         self.setFormatter(formatter)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record, without the lock of others: who waits for the writer waits alone."""
+        """Write a record, without the lock of others: only this thread waits for the writer."""
         is_wanted = bool(self.filter(record))
         if is_wanted:
             self.emit(record)

@@ -63,8 +63,8 @@ def _text(field: bytes) -> str:
 
 
 def of_directory(path: str, mounts: list[Mount]) -> tuple[str, str] | None:
-    """The device of a directory and its place in the filesystem, as seen by who has these mounts;
-    of several on one mount point the last counts."""
+    """The device of a directory and its place in the filesystem, as seen by a process with these
+    mounts; of several on one mount point the last counts."""
     wanted = PurePosixPath(path)
     holding = [mount for mount in mounts if wanted.is_relative_to(mount.point)]
     if not holding:
@@ -97,7 +97,7 @@ def users(path: Path) -> list[User]:
     each mount namespace.
 
     Only what the processes that can be seen see counts: a daemon in a PID namespace of its own
-    sees no container. (The managed plugin has that of the host.)
+    sees no container. (The managed plugin shares the host's.)
     """
     place = of_directory(os.path.realpath(path), parse(_read("/proc/self/mountinfo")))
     if place is None:
@@ -150,8 +150,8 @@ def _all() -> Iterator[tuple[str, bytes]]:
     """The mountinfo of every mount namespace that a visible process is in, each once, and the
     process.
 
-    Which namespace a process is in may be hidden from who lacks CAP_SYS_PTRACE, as the managed
-    plugin does; its mountinfo never is. The id of its first mount is in no other namespace.
+    Which namespace a process is in may be hidden without CAP_SYS_PTRACE, which the managed plugin
+    lacks; its mountinfo never is. The id of its first mount is in no other namespace.
     """
     seen: set[str | bytes] = set()
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)

@@ -82,13 +82,14 @@ def _libc() -> ctypes.CDLL:
 
 
 def _leave() -> None:
-    """Have mounts of one's own from now on; those that end elsewhere still end here, too."""
+    """Have mounts of this thread's own from now on; what is unmounted elsewhere is still unmounted
+    here, too."""
     _check(_libc().unshare(_CLONE_NEWNS))
     _check(_libc().mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
 
 
 def _clone(path: Path) -> int:
-    """What is mounted at a path, or below it, once more; an open file until it gets its place."""
+    """A copy of what is mounted at a path and below it: an open file, until it gets its place."""
     return _call(_OPEN_TREE, _AT_FDCWD, _path(path), _OPEN_TREE_CLONE)
 
 

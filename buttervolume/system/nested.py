@@ -1,9 +1,9 @@
 """Subvolumes nested in another one: found, and deleted, by number.
 
-Whoever may write in a subvolume makes, moves and swaps directories and links there at any moment.
-So no path leads to what is nested in it: the tree of roots says which trees lie in which, and a
-directory is reached step by step from a descriptor, each step compared with the inode that it must
-lead to. The items are those of linux/btrfs_tree.h.
+A container makes, moves and swaps directories and links in its volume at any moment. So no path
+leads to what is nested in it: the tree of roots says which trees lie in which, and a directory is
+reached step by step from a descriptor, each step compared with the inode that it must lead to. The
+items are those of linux/btrfs_tree.h.
 """
 
 import errno
@@ -36,12 +36,12 @@ _INO_LOOKUP_ARGS = struct.Struct("=QQ4080s")
 _VOL_ARGS_V2 = struct.Struct("=qQQ4Q4040s")
 
 _LONGEST_PATH = 4096
-"""Bytes of a path that is worth showing (PATH_MAX); whoever nests makes it as long as he likes."""
+"""Bytes of a path that is worth showing (PATH_MAX); a nested one may be of any length."""
 _TRIES = 50
 """How often something is looked for anew that is moved while it is reached for. Of two directories
 that are swapped without end, every second try meets the right one."""
 _PATIENCE = 10.0
-"""Seconds in which one tries to be faster than who makes new ones while the old ones go."""
+"""Seconds to go on for while somebody makes new ones as fast as the old ones go."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def paths(root: Directory, found: list[Nested]) -> list[str | None]:
 
 
 def _path(root: Directory, nested: Nested, above: str) -> str | None:
-    """The path of a nested subvolume, with a slash at its end, given that of its parent."""
+    """The path of a nested subvolume, with a slash at its end, given its parent's path."""
     within = b""
     if nested.directory != ROOT_INODE:
         request = bytearray(_INO_LOOKUP_ARGS.pack(nested.parent, nested.directory, b""))

@@ -70,7 +70,8 @@ def look(path: Path) -> Space:
 
 
 def _devices(descriptor: int) -> tuple[tuple[Device, ...], int]:
-    """Every device that is there, and how many bytes of them are set apart for nothing yet."""
+    """Every device that is there, and how many of their bytes are not set apart for anything
+    yet."""
     highest, count, _ = _FS_INFO_ARGS.unpack_from(fcntl.ioctl(descriptor, _FS_INFO, bytes(1024)))
     devices: list[Device] = []
     unallocated = 0

@@ -27,7 +27,7 @@ _BUFFER = 1 << 16
 
 
 class Watch:
-    """Notes which entries of a directory come, go and get other names, whoever does it."""
+    """Notes which entries of a directory come, go and get other names."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if the kernel gives no more watches (see inotify(7))."""
@@ -55,7 +55,7 @@ class Watch:
         return changed
 
     def close(self) -> None:
-        """Watch no more; so it is as well when nobody has this any longer."""
+        """Watch no more; the same happens when this object is no longer used."""
         self._close()
 
 

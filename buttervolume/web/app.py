@@ -165,10 +165,10 @@ class Answers:
         self._guard = Lock()  # protects what follows, and is held while an answer is made
         self._made: dict[str, tuple[float, Response]] = {}
         self._rested = -math.inf
-        """The moment from which on another one may be made."""
+        """The earliest moment to make another one."""
 
     def get(self, question: str, make: Callable[[], Response]) -> Response:
-        """A fresh answer, which is given again to who asks the same."""
+        """A fresh answer; for a moment, the same question gets the same one."""
         with self._guard:
             now = self._clock()
             made, response = self._made.get(question, (-_FRESH, None))

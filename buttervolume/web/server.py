@@ -11,7 +11,7 @@ from waitress.server import create_server
 from buttervolume.errors import OperationFailed
 
 THREADS = 2
-"""Pages are made one after the other; those who ask for a made one are soon served."""
+"""Pages are made one after the other; one that is made already goes out at once."""
 CONNECTIONS = 200
 
 
