@@ -219,7 +219,7 @@ def doctor(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
         [
             Cell(finding["Level"], _LEVELS.get(finding["Level"], Colour.PLAIN)),
             f"{finding['Host'] or ''} {finding['Check']}".strip(),
-            f"{finding['Message']}{': ' if finding['Advice'] else ''}{finding['Advice']}",
+            ": ".join(filter(None, (finding["Message"].rstrip("."), finding["Advice"]))),
         ]
         for finding in findings
     ]

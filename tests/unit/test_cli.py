@@ -21,6 +21,7 @@ from buttervolume.cli.main import Exit, main
 from buttervolume.cli.meant import OTHER_WORDS, meant
 from buttervolume.cli.parser import build_parser
 from buttervolume.cli.printing import age_of
+from buttervolume.cli.seeing import doctor
 from buttervolume.cli.terminal import columns
 from buttervolume.jobs.actions import ACTIONS, Action
 
@@ -547,6 +548,21 @@ def test_the_age_of_a_snapshot_stands_behind_its_name(days: int, marker: str) ->
 @pytest.mark.parametrize("date", ["", "odd", "2026-11-23T21:00:00+01:00", "23.11.2026"])
 def test_an_age_that_the_date_does_not_tell_is_left_out(date: str) -> None:
     assert age_of(f"db@{date}") == ""
+
+
+def test_a_finding_and_what_to_do_about_it_are_one_sentence() -> None:
+    findings = [
+        {"Host": "b", "Check": "port", "Level": "good", "Message": "1122 is open", "Advice": ""},
+        {"Host": "b", "Check": "key", "Level": "bad", "Message": "denied.", "Advice": "let it in"},
+    ]
+
+    lines, is_well = doctor(lambda *_, **__: {"Findings": findings}, arguments("doctor", "b"))
+
+    assert not is_well
+    assert [line.split() for line in lines[1:]] == [
+        ["good", "b", "port", "1122", "is", "open"],
+        ["bad", "b", "key", "denied:", "let", "it", "in"],
+    ]
 
 
 # Where nothing can be printed
