@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from buttervolume.names import RECEIVING
 from tests.btrfs.harness import Client
-from tests.hosts.harness import VOLUMES, Host
+from tests.hosts.harness import SNAPSHOTS, VOLUMES, Host
 from tests.support.machine import BUTTERVOLUME, in_checkout
 from tests.support.namespaces import Process
 from tests.support.network import Network
@@ -157,11 +158,14 @@ class Node(Host):
         file = f"/etc/buttervolume/follow/{volume}.lock"
         return self.run("flock", "-n", file, "true", check=False).returncode == 1
 
-    def hold_lock(self, volume: str, other: Host) -> None:
-        """Lock a volume on another host, and hold it for as long as the link is there."""
+    def hold_lock(self, volume: str, other: Host) -> Process:
+        """Lock a volume on another host, and hold it for as long as the link, and what is returned,
+        are there."""
         log = self.directory / f"lock-{next(IDS)}.log"
-        self.popen(sys.executable, "-c", LOCKER, volume, other.name, env=in_checkout(None), log=log)
+        argv = (sys.executable, "-c", LOCKER, volume, other.name)
+        holder = self.popen(*argv, env=in_checkout(None), log=log)
         wait_until(lambda: "locked" in log.read_text(), LONG, "the lock")
+        return holder
 
     @contextmanager
     def release_to_nobody(self, volume: str, grantee: str) -> Iterator[None]:
@@ -181,6 +185,15 @@ class Node(Host):
         finally:
             self.install()
 
+    def boot_telling_all(self) -> None:
+        """Start the daemon anew; it logs all it does."""
+        self.daemon.stop()
+        self._boot_with(BUTTERVOLUME_LOGLEVEL="DEBUG")
+
+    def _boot_with(self, **env: str) -> None:
+        self.daemon = self.start_daemon(**env)
+        self.api = Client(self.path("/run/docker/plugins/btrfs.sock"))
+
     def boot_killed_at(self, step: str) -> None:
         """Start the daemon anew; it is killed as soon as it comes to a step."""
         self.daemon.stop()
@@ -188,8 +201,7 @@ class Node(Host):
         killer.mkdir(exist_ok=True)
         (killer / "sitecustomize.py").write_text(KILLER)
         path = f"/run/killer:{in_checkout(None)['PYTHONPATH']}"
-        self.daemon = self.start_daemon(PYTHONPATH=path, KILLED_AT=step)
-        self.api = Client(self.path("/run/docker/plugins/btrfs.sock"))
+        self._boot_with(PYTHONPATH=path, KILLED_AT=step)
 
     @contextmanager
     def peer_killed_at(self, step: str) -> Iterator[None]:
@@ -227,6 +239,11 @@ class Node(Host):
         """The snapshots, without markers."""
         return [name for name in self.snapshot_names(volume) if name.count("@") == 1]
 
+    def unfinished(self, volume: str) -> list[str]:
+        """The notes of copies that are not whole."""
+        found = (path.name for path in self.path(SNAPSHOTS).iterdir())
+        return [name for name in found if name.startswith(f"{RECEIVING}{volume}@")]
+
     def has_file(self, volume: str, name: str, text: str) -> bool:
         """Whether some snapshot has a file with that text."""
         return any(
@@ -263,3 +280,12 @@ class Trio:
         finally:
             for node in nodes:
                 self.network.restore(node.name)
+
+    @contextmanager
+    def limited(self, node: Node, rate: str) -> Iterator[None]:
+        """No more than this (`1mbit`) passes from and to a node."""
+        self.network.limit(node.name, rate)
+        try:
+            yield
+        finally:
+            self.network.unlimit(node.name)

@@ -1,6 +1,7 @@
 """A volume follows its service between three hosts, over real BTRFS and ssh."""
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -8,8 +9,9 @@ from itertools import count
 
 import pytest
 
+from buttervolume.follow.machine import Lock
 from tests.hosts.follow import LONG, Container, Node, Trio
-from tests.hosts.harness import VOLUMES
+from tests.hosts.harness import MEBIBYTE, VOLUMES
 from tests.support.network import Network
 from tests.support.wait import wait_until
 
@@ -105,6 +107,26 @@ def test_what_is_in_use_is_waited_for_and_then_named(trio: Trio, volume: str) ->
     assert trio.bob.status(volume)["Owner"] == "bob"
 
 
+def test_a_mount_is_patient_with_who_has_the_lock(trio: Trio, volume: str) -> None:
+    """For longer than one attempt waits for it: rounds have it for a moment, and so do others that
+    look for the volume."""
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.bob.boot_telling_all()
+    holder = trio.cleo.hold_lock(volume, trio.ann)
+    waiting = trio.bob.start("Mount", Name=volume, ID="waits")
+
+    def attempts() -> int:
+        return trio.bob.daemon.log().count(f"{volume}: {Lock('ann')}")
+
+    wait_until(lambda: attempts() >= 2 or waiting.is_over(), LONG, "bob to try again")
+    assert not waiting.is_over(), waiting.error()
+    holder.kill_group()
+    assert waiting.error(150) == ""
+    assert trio.bob.read(volume, "log") == "1"
+    trio.bob.daemon.stop()
+
+
 def test_of_two_that_mount_at_once_one_gets_it(trio: Trio, volume: str) -> None:
     everywhere(trio, volume)
     asked = {node: node.start("Mount", Name=volume, ID=node.name) for node in trio.nodes}
@@ -172,6 +194,41 @@ def test_a_lock_ends_with_the_link_that_it_came_over(trio: Trio, volume: str) ->
     trio.network.black_hole("cleo")
     wait_until(lambda: not trio.ann.is_locked(volume), LONG, "the lock to be given up")
     trio.network.restore("cleo")
+
+
+def test_a_link_that_is_cut_in_the_middle_of_a_fetch_loses_nothing(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "old")
+    replicated(trio, volume, "old")
+    trio.ann.daemon.stop()  # whose rounds would send it, too
+    trio.ann.file(volume, "log").write_text("new")
+    big = random.Random(volume).randbytes(24 * MEBIBYTE)
+    trio.ann.file(volume, "big").write_bytes(big)
+    before = trio.bob.snapshot_names(volume)
+
+    with trio.limited(trio.ann, "4mbit"):
+        asked = trio.bob.start("Mount", Name=volume, ID="cut")
+        trio.bob.wait_for_bytes(MEBIBYTE)
+        with trio.without(trio.ann):
+            assert re.search("fetching from ann|ann cannot be reached", asked.error(150))
+            wait_until(lambda: not trio.ann.is_locked(volume), LONG, "ann to give up the lock")
+
+            def refuses() -> bool:
+                said = trio.bob.mount(volume)
+                assert said, "it is mounted without what is new"
+                return "its owner ann cannot be reached" in said
+
+            wait_until(refuses, 2 * LONG, "the fetch to be given up")
+            assert trio.bob.snapshot_names(volume) == before
+            assert trio.bob.unfinished(volume) == []
+            assert trio.bob.read(volume, "log") == ""
+            trio.ann.boot()
+            assert "let it go to bob, which cannot be reached" in trio.ann.mount(volume)
+
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "new"
+    assert trio.bob.file(volume, "big").read_bytes() == big
+    assert [node.forks(volume) for node in trio.nodes] == [[], [], []]
 
 
 def test_latest_goes_on_with_the_newest_copy_and_keeps_the_rest_as_a_fork(
