@@ -191,14 +191,17 @@ def judge(
     `forks` are kept, and count for nothing.
     """
     everything = list(snapshots)
-    snapshots = [snapshot for snapshot in everything if str(snapshot.name) not in forks]
+    snapshots = everything
+    if forks:
+        snapshots = [snapshot for snapshot in everything if str(snapshot.name) not in forks]
     by_host: dict[str | None, list[Snapshot]] = {}
     for snapshot in snapshots:
         by_host.setdefault(snapshot.name.host, []).append(snapshot)
     protected: dict[str, str] = {}
     for host, group in by_host.items():
         protected |= dict(_protected(host, group, now))
-    copies = [s for s in snapshots if str(s.name) in received and s.taken and s.taken <= now]
+    copies = [s for s in snapshots if received and str(s.name) in received]
+    copies = [s for s in copies if s.taken and s.taken <= now]
     if copies:  # what its origin sends next is sent as changes of it
         last = max(copies, key=lambda snapshot: snapshot.taken or now)
         protected.setdefault(str(last.name), "the newest that was received")
@@ -206,8 +209,7 @@ def judge(
     verdicts = {}
     for group in by_host.values():
         for verdict in _judge_group(group, pattern, now):
-            reason = protected.get(str(verdict.name))
-            if reason is not None and not verdict.keep:
+            if not verdict.keep and (reason := protected.get(str(verdict.name))):
                 verdict = Verdict(verdict.name, True, reason)
             verdicts[verdict.name] = verdict
     for snapshot in everything:

@@ -278,13 +278,13 @@ class Snapshots:
         plan = self.plan_purge(volume, pattern)
         doomed = [str(verdict.name) for verdict in plan.verdicts if not verdict.keep]
         with self.in_transfer.claim(doomed) as claimed:
-            paths = [self._catalog.path / name for name in doomed if name in claimed]
+            paths = {f"{self._catalog.path}/{name}": name for name in doomed if name in claimed}
             failed = {
-                path.name: reason
-                for path, reason in btrfs.delete(paths).items()
-                if not _deleted_as_protected(path)
+                paths[path]: reason
+                for path, reason in btrfs.delete(list(paths)).items()
+                if not _deleted_as_protected(Path(path))
             }
-            deleted = tuple(path.name for path in paths if path.name not in failed)
+            deleted = tuple(name for name in paths.values() if name not in failed)
             if deleted:
                 try:
                     self._names_on_disk.sync()

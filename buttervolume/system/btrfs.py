@@ -223,17 +223,17 @@ def send_command(path: Path, *, parent: Path | None, compressed: bool) -> list[s
     return ["btrfs", "send", "-q", *version, *change, str(path)]
 
 
-def delete(paths: Sequence[Path]) -> dict[Path, str]:
+def delete(paths: Sequence[str]) -> dict[str, str]:
     """Delete subvolumes that have none nested in them, in as few commands as there can be.
 
     Returns those that could not be deleted, each with the reason. The command goes on after one
     that it cannot delete (cmds/subvolume.c).
     """
-    failed: dict[Path, str] = {}
+    failed: dict[str, str] = {}
     for start in range(0, len(paths), _DELETE_BATCH):
         batch = paths[start : start + _DELETE_BATCH]
         try:
-            command.run(["btrfs", "subvolume", "delete", *map(str, batch)])
+            command.run(["btrfs", "subvolume", "delete", *batch])
         except CommandFailed as error:
             reason = "; ".join(dict.fromkeys(lines(error.stderr))) or str(error)
             failed |= {path: reason for path in batch if os.path.lexists(path)}
