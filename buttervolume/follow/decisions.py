@@ -81,6 +81,8 @@ class Decisions:
         charter = self._charter(volume)
         if charter.line:
             self._following.check_owner(volume)
+        else:
+            self._check_not_used(volume, charter)
         if members is not None:
             others = self._following.peers
             charter = replace(charter, members=parse_members(members, self._member.name, others))
@@ -94,6 +96,15 @@ class Decisions:
             changed = self._member.change(volume, charter)
         self._rounds.soon(volume)
         return changed
+
+    def _check_not_used(self, volume: str, charter: Charter) -> None:
+        """Raise NotOwner if a member in reach knows of an owner that this host has not heard of."""
+        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
+            for link in links.values():
+                if not isinstance(link, ButtervolumeError):
+                    known = link.report().standing.known
+                    if known:
+                        raise NotOwner(volume, known[-1].owner)
 
     def what_taking_gives(self, volume: str) -> Copy | None:
         """With which copy `take` would go on now; None if with what is here. Raises FollowRefused,
@@ -171,11 +182,19 @@ class Decisions:
                 link.check_can_drop()
                 if link.report().standing.in_use:
                     raise FollowRefused(volume, f"in use on {name}")
-            for name in sorted(charter.members, key=lambda each: each == self._member.name):
-                link = links[name]
-                if not isinstance(link, ButtervolumeError):
-                    link.drop()
+            with self._rounds.sending_nothing(volume, charter.members):
+                self._check_in_no_transfer(volume)
+                for name in sorted(charter.members, key=lambda each: each == self._member.name):
+                    link = links[name]
+                    if not isinstance(link, ButtervolumeError):
+                        link.drop()
         self._rounds.forget_names()
+
+    def _check_in_no_transfer(self, volume: str) -> None:
+        held = self._snapshots.in_transfer.held()
+        name = next((each for each in sorted(held) if each.partition("@")[0] == volume), None)
+        if name is not None:
+            raise FollowRefused(volume, f"a transfer needs {name}; try again when that is done")
 
     def _charter(self, volume: str) -> Charter:
         charter = self._member.report(volume, with_use=False).charter

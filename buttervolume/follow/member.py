@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from buttervolume.errors import (
     FollowBusy,
     FollowRefused,
     InUse,
+    NoSuchSnapshot,
     NotOwner,
     OperationFailed,
 )
@@ -375,7 +376,8 @@ class Member:
     def drop(self, volume: str) -> None:
         """Delete a volume for good, with its snapshots and all that is remembered of it."""
         for snapshot in self._catalog.list(volume).snapshots:
-            self._snapshots.remove(str(snapshot.name))
+            with suppress(NoSuchSnapshot):  # somebody else has removed it meanwhile
+                self._snapshots.remove(str(snapshot.name))
         if self.exists(volume):
             self._volumes.remove(volume)
         try:

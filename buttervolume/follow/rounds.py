@@ -4,7 +4,7 @@ what has become of them is heard."""
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -54,7 +54,7 @@ class Rounds:
         self._send = send
         self._log = logging.getLogger(__name__)
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
-        self._sending = Mutexes()
+        self._sending = Mutexes(_is_being_sent)
         """One per volume and member: of two that send, the second may find that all is done."""
         # protects all below, for a moment at a time
         self._guard = threading.Lock()
@@ -368,6 +368,14 @@ class Rounds:
             self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
         return failures
 
+    @contextmanager
+    def sending_nothing(self, volume: str, members: Iterable[str]) -> Iterator[None]:
+        """Keep copies of a volume from being sent to members until the block ends. Raises
+        FollowRefused if one is on its way for some time."""
+        keys = [f"{volume}@{member}" for member in members]
+        with self._sending.patience(LOCK_PATIENCE), self._sending.hold(*keys):
+            yield
+
     def _send_patiently(self, copy: Copy, member: str) -> None:
         """Send a copy, when who sends another one there, at somebody's wish, is done."""
         while True:
@@ -385,3 +393,8 @@ class Rounds:
             if report is not None:
                 copies = (*report.standing.copies, replace(copy, member=member))
                 seen[member] = replace(report, standing=replace(report.standing, copies=copies))
+
+
+def _is_being_sent(key: str) -> FollowRefused:
+    volume, _, member = key.rpartition("@")
+    return FollowRefused(volume, f"it is being sent to {member}; try again when that is done")

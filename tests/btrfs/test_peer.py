@@ -154,7 +154,7 @@ def test_who_says_nothing_has_no_session_any_more(place: Place) -> None:
     last = talk.answers()[-1]
 
     assert last["code"] == "PeerSilent"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert not talk.ended_well
 
 

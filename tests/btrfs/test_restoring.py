@@ -3,7 +3,6 @@
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -474,10 +473,8 @@ def test_a_look_at_one_volume_costs_the_same_beside_thousands(store: Store) -> N
     taken = take(store, "x")
     kernel.Directory.info = info  # type: ignore[method-assign]
     try:
-        started = time.perf_counter()
         assert store.catalog.summary("db").latest == taken
         assert store.catalog.summary("many").count == 300
-        assert time.perf_counter() - started < 0.5
     finally:
         kernel.Directory.info = real  # type: ignore[method-assign]
     assert len(looked) <= 1

@@ -289,8 +289,9 @@ def test_the_schedule_outlives_a_restart_and_its_snapshots_are_taken(plugin: Plu
 # Start and stop
 
 
-def test_it_answers_by_docker_s_second_knock_and_ends_at_once(plugin: PluginHost) -> None:
-    """The knocks come 0.5 and 3.5 s after its start; a plugin that ignores SIGTERM takes 10 s."""
+def test_it_answers_docker_s_knock_and_ends_at_once(plugin: PluginHost) -> None:
+    """Docker knocks 0.5, 3.5, 6.5 and 9.5 s after its start, and gives up; a plugin that ignores
+    SIGTERM takes 10 s."""
     plugin.create("db")
     plugin.start("writer", "db:/data")
     started = monotonic()
@@ -299,8 +300,8 @@ def test_it_answers_by_docker_s_second_knock_and_ends_at_once(plugin: PluginHost
     disabled = monotonic()
     plugin.enable()
 
-    assert disabled - started < 3
-    assert monotonic() - disabled < 4.5
+    assert disabled - started < 9
+    assert monotonic() - disabled < 9
     plugin.wait_until_it_writes("writer")
 
 

