@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
 
 from buttervolume.follow.machine import (
     Begin,
@@ -30,6 +31,8 @@ from tests.support.follow_world import (
     walk,
 )
 
+HISTORIES = 12 if settings.default.max_examples > 100 else 3  # type: ignore[union-attr]
+"""Random ones of each kind; CI has time for more."""
 LONG = Limits(writes=6, cuts=8, crashes=4, epochs=7, replications=6)
 POLICIES = pytest.mark.parametrize("policy", list(Policy))
 MEMBERS = pytest.mark.parametrize("members", [2, 3])
@@ -49,7 +52,7 @@ def test_all_interleavings_of_short_histories_keep_the_invariants(
 def test_long_random_histories_keep_the_invariants(
     policy: Policy, members: int, used_before: bool
 ) -> None:
-    for seed in range(12):
+    for seed in range(HISTORIES):
         walk(Rules(policy, LONG), begin(members, used_before=used_before), seed)
 
 
@@ -59,7 +62,7 @@ def test_when_all_are_back_and_idle_a_mount_succeeds_or_names_the_conflict(
     policy: Policy, members: int
 ) -> None:
     rules = Rules(policy, LONG)
-    for seed in range(8):
+    for seed in range(HISTORIES):
         world = healed(walk(rules, begin(members, used_before=True), seed, length=80))
         for name, _ in world.members:
             answer = mount_alone(rules, world, name)
