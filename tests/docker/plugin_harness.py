@@ -57,6 +57,8 @@ class PluginHost(Host):
     def __init__(self, machine: Machine, dockerd: Dockerd, directory: Path) -> None:
         super().__init__(machine, dockerd)
         self.directory = directory
+        self.enabling: tuple[str, ...] = ()
+        """Options with which the plugin is enabled."""
         self.answer_before_init = ""
         """What Docker said when the plugin was enabled before the binds' sources were made."""
 
@@ -66,7 +68,7 @@ class PluginHost(Host):
         self.docker("plugin", "create", NAME, str(self.directory))
 
     def enable(self) -> None:
-        self.docker("plugin", "enable", NAME)
+        self.docker("plugin", "enable", *self.enabling, NAME)
 
     def disable(self, *options: str) -> None:
         self.docker("plugin", "disable", *options, NAME)

@@ -51,6 +51,8 @@ what it found as the last line."""
 class Node:
     """One host of the swarm, on disks that outlive it."""
 
+    driver = "btrfs"
+    """What Docker calls the daemon there."""
     machine: Machine
     dockerd: Dockerd
     daemon: Daemon
@@ -73,12 +75,11 @@ class Node:
         self.machine = Machine(self.name, directory, self.network, disks=self._disks)
         with ExitStack() as stack:
             stack.enter_context(self.machine)
+            self.machine.write("/etc/resolv.conf", "")  # else looking names up takes for ever
             self._set_up()
-            self.daemon = self.start_daemon()
             self.dockerd = Dockerd(self.machine)
             stack.enter_context(self.dockerd)
-            # Docker tells the swarm of no driver that it has not used
-            self.docker("volume", "create", "--driver=btrfs", USED)
+            self._introduce_to_docker()
             stack.pop_all()  # it is ended by `cut_power`
 
     def cut_power(self) -> None:
@@ -99,7 +100,6 @@ class Node:
 
     def _set_up(self) -> None:
         machine = self.machine
-        machine.write("/etc/resolv.conf", "")  # else looking names up takes as long as it likes
         machine.run("umount", "/etc/buttervolume")  # what is in there is to outlive the machine
         machine.run("rm", "-rf", "/etc/buttervolume")
         machine.cli("init")
@@ -111,8 +111,17 @@ class Node:
             machine.launch_sshd()
         else:
             machine.start_sshd()
+        self.start_daemon()
 
-    def keep_keys(self) -> None:
+    def _introduce_to_docker(self) -> None:
+        """Docker tells the swarm of no driver that it has not used."""
+        self.docker("volume", "create", f"--driver={self.driver}", USED)
+
+    def let_in(self, other: "Node") -> None:
+        """Let another node log in here."""
+        self.machine.authorize(other.machine)
+
+    def all_are_let_in(self, _: "list[Node]") -> None:
         """Put what ssh has onto the disks, so that it is there after the next start."""
         what = ("etc/ssh", "root/.ssh")
         self.machine.run(
@@ -174,20 +183,26 @@ class Node:
         """Start again whatever of it does not run any more."""
         if not self.is_on():
             self.boot()
-        if self.daemon.process.poll() is not None:
-            self.start_daemon()
+        self._heal_daemon()
         if self.dockerd.process.poll() is not None:
             self.dockerd.start()
+
+    def _heal_daemon(self) -> None:
+        if self.daemon.process.poll() is not None:
+            self.start_daemon()
 
     def clear(self) -> None:
         """Remove what a test has left, once its containers have ended."""
         wait_until(lambda: not self.containers(), PATIENCE, f"no container on {self.name}")
-        listed = self.docker("volume", "ls", "--quiet", "--filter=driver=btrfs").stdout.split()
-        if volumes := [name for name in listed if name != USED]:
+        listed = self.docker("volume", "ls", "--quiet", f"--filter=driver={self.driver}")
+        if volumes := [name for name in listed.stdout.split() if name != USED]:
             self.docker("volume", "rm", *volumes)
         self.api.call("Volume.Removed.Purge")
         script = f"cd {SNAPSHOTS} && for s in *; do [ ! -e $s ] || btrfs subvolume delete $s; done"
         self.machine.run("sh", "-c", script)
+        self._check_logs()
+
+    def _check_logs(self) -> None:
         for daemon in self._daemons:
             assert "Traceback" not in daemon.log(), daemon.log()
         self._daemons = [self.daemon]
@@ -207,14 +222,19 @@ class Task:
 class Swarm:
     """The nodes, as a context manager; what else is wanted of it goes through its manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, make: Callable[[str, Path, Network], Node] = Node, *names: str
+    ) -> None:
+        """`make` makes a node; `names` are others than those of NAMES, in the same order."""
         self.directory = directory
+        self._make = make
+        self._names = names or NAMES
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.network = stack.enter_context(Network())
-            self.nodes = [Node(name, self.directory, self.network) for name in NAMES]
+            self.nodes = [self._make(name, self.directory, self.network) for name in self._names]
             for node in self.nodes:
                 stack.callback(node.cut_power)
             self._at_once(Node.boot)
@@ -245,9 +265,9 @@ class Swarm:
         for node in self.nodes:
             for other in self.nodes:
                 if other is not node:
-                    node.machine.authorize(other.machine)
+                    node.let_in(other)
         for node in self.nodes:
-            node.keep_keys()
+            node.all_are_let_in(self.nodes)
 
     def _join(self) -> None:
         address = self.manager.machine.address
@@ -345,13 +365,22 @@ class Start:
 class Service:
     """A service with a volume of ours, whose every line is also written where it cannot be lost."""
 
-    def __init__(self, swarm: Swarm, name: str, *options: str, driver: str = "btrfs") -> None:
-        """The options are those of the volume: `every=1`."""
+    def __init__(
+        self,
+        swarm: Swarm,
+        name: str,
+        *options: str,
+        driver: str = "",
+        how: tuple[str, ...] = (),
+    ) -> None:
+        """The options are those of the volume: `every=1`. Its driver is ours, unless one is named;
+        `how` are more options of the service: `--replicas=2`."""
         self.swarm = swarm
         self.name = self.volume = name
         self.witness = swarm.directory / f"witness-{name}"
         self.witness.mkdir()
-        volume = ["type=volume", f"source={self.volume}", "target=/data", f"volume-driver={driver}"]
+        volume = ["type=volume", f"source={self.volume}", "target=/data"]
+        volume += [f"volume-driver={driver or swarm.manager.driver}"]
         volume += [f"volume-opt={option}" for option in options]
         swarm.manager.docker(
             "service",
@@ -363,6 +392,7 @@ class Service:
             "--restart-delay=1s",
             "--stop-grace-period=1s",
             f"--name={name}",
+            *how,
             "--env=NODE={{.Node.Hostname}}",
             f"--mount={','.join(volume)}",
             f"--mount=type=bind,source={self.witness},target={WITNESS}",

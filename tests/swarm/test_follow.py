@@ -66,8 +66,8 @@ def test_moves_that_are_ordered(swarm: Swarm) -> None:
 
 
 def test_two_at_once(swarm: Swarm) -> None:
-    """One may use it, and the other is told who does: with an update that starts first, as with two
-    replicas, and when the swarm takes for dead who is not."""
+    """One may use it, and the other is told who does: with an update that starts first, and when
+    the swarm takes for dead who is not."""
     beta, gamma = swarm.workers
     services = begin(swarm, "twice", beta)
 
@@ -92,6 +92,28 @@ def test_two_at_once(swarm: Swarm) -> None:
         assert set(first.lines) <= set(found)
         service.assert_nothing_is_lost()
         assert service.forks() == []
+
+
+def test_two_replicas(swarm: Swarm) -> None:
+    """The first one goes on, and the second one is told who has the volume until that has ended;
+    the same with a service that is to run on every node."""
+    beta, gamma = swarm.workers
+    with swarm.only(beta):
+        apart = ("--replicas=2", "--replicas-max-per-node=1")  # on one node they share the volume
+        two = Service(swarm, "two-replicas", MEMBERS, "every=1", how=apart)
+        on_all = Service(swarm, "on-all-nodes", MEMBERS, "every=1", how=("--mode=global",))
+        for service in (two, on_all):
+            service.wait_for_start(on=beta)
+
+    for service in (two, on_all):
+        service.wait_for_error("in use on beta", on=gamma)
+        assert_all_is_there(service)
+        assert len(service.starts()) == 1
+
+    swarm.drain(beta)
+    for service in (two, on_all):
+        service.wait_for_start(2, on=gamma)
+        assert_all_is_there(service)
 
 
 def test_the_owner_loses_its_power_and_then_its_disk(swarm: Swarm) -> None:
