@@ -42,7 +42,7 @@ from buttervolume.store.contents import Contents
 from buttervolume.store.removed import Removed
 from buttervolume.store.snapshots import Snapshots
 from buttervolume.store.usage import Meter
-from buttervolume.store.volumes import LOCK_NAME, Volumes
+from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs
 from buttervolume.system.locks import lock_file
 from buttervolume.system.log import to_standard_streams
@@ -92,7 +92,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
     connections = allow_connections()
     prepare_directories(config)
     with ExitStack() as stack:
-        stack.enter_context(lock(config.volumes_path / LOCK_NAME))
+        note(stack.enter_context(lock(config.volumes_path / names.LOCK_NAME)), config.follow_path)
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         leftovers = volumes.leftovers()
@@ -346,8 +346,9 @@ def prepare_directories(config: Config) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, so that no second daemon starts. Raises AlreadyRunning.
+def lock(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on a file, so that no second daemon starts, and give the descriptor.
+    Raises AlreadyRunning.
 
     Short commands inherit the lock on purpose (see `command.run`): what a killed daemon left
     running ends before the next daemon sweeps.
@@ -363,6 +364,20 @@ def lock(path: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise AlreadyRunning(path) from error
         os.set_inheritable(descriptor, True)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def note(descriptor: int, records: Path) -> None:
+    """Note in the lock of the volumes where this daemon remembers its followed ones: a session of
+    another member that would look elsewhere must not be believed."""
+    text = os.fsencode(os.path.realpath(records))
+    try:
+        if os.pread(descriptor, len(text) + 1, 0) != text:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, text, 0)
+    except OSError as error:  # the disk may be full
+        logging.getLogger(__name__).warning(
+            "cannot note where followed volumes are remembered: %s", error
+        )

@@ -35,6 +35,8 @@ _PLAIN_SNAPSHOT = re.compile(rf"({_PART})@([a-zA-Z0-9_.:+-]+)(?:@([a-zA-Z0-9_.:+
 """What nearly all names are, seen to be safe at a glance: there are 100,000 to be looked at."""
 RECEIVING = ".buttervolume-receiving-"
 """Begins the names of notes beside copies that are being received (see `receiving_note`)."""
+LOCK_NAME = ".buttervolume-lock"
+"""A file beside the volumes that the daemon holds. It says where followed ones are remembered."""
 LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
 

@@ -217,7 +217,8 @@ class Connector:
                 raise FollowRefused(
                     volume,
                     f"{member} has no buttervolume that lets volumes follow their services, or the "
-                    "key that this host has there is not for the role follow",
+                    "key that this host has there is not for the role follow, or the daemon there "
+                    "has HISTORY or SCHEDULE in its environment alone: ssh sees config.ini only",
                 )
             if opened.node != member:
                 raise FollowRefused(

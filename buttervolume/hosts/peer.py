@@ -37,7 +37,7 @@ from buttervolume.hosts.lineage import Facts
 from buttervolume.hosts.protocol import PROTOCOL, facts_as_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
-from buttervolume.names import SnapshotName
+from buttervolume.names import LOCK_NAME, SnapshotName
 from buttervolume.store import attributes
 from buttervolume.system import btrfs, command, namespace, uuids
 from buttervolume.system.command import Flow, Process
@@ -106,6 +106,7 @@ class Peer:
             "drop": self._drop,
         }
         self._attendant: Attendant | None = None
+        self._offered = self._verbs_offered()
 
     def serve(self) -> bool:
         """Answer until the other side has no more requests; False if that ended otherwise. Raises
@@ -113,7 +114,7 @@ class Peer:
         greeting = {
             "buttervolume": PROTOCOL,
             "node": self._config.node,
-            "verbs": sorted(self._guard.verbs),
+            "verbs": sorted(self._offered),
             "stream": stream_version(),
             "time": int(time.time()),
         }
@@ -135,6 +136,19 @@ class Peer:
             if self._attendant is not None:
                 self._attendant.close()
         return False
+
+    def _verbs_offered(self) -> frozenset[str]:
+        """What can be asked for. Followed volumes are left out where the daemon remembers them
+        in another place than this session looks, as it does with settings in its environment alone:
+        two hosts might use one at the same time."""
+        verbs = self._guard.verbs
+        try:
+            noted = os.fsdecode((self._config.volumes_path / LOCK_NAME).read_bytes())
+        except OSError:  # there was no daemon yet
+            return verbs
+        if noted in ("", os.path.realpath(self._config.follow_path)):
+            return verbs
+        return verbs - {"follow", "drop"}
 
     @property
     def _patience(self) -> float:
@@ -340,6 +354,8 @@ class Peer:
     def _follow(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do what another member asks about a volume that follows its service."""
         volume = self._guard.check_volume(_text(request["volume"]))
+        if "follow" not in self._offered:
+            raise NotAllowed(f"{volume}: the daemon here remembers followed volumes elsewhere")
         if self._attendant is None:
             self._attendant = self._attend(self._sender())
         return self._attendant.answer(volume, request)

@@ -38,7 +38,6 @@ from buttervolume.system.locks import Holds, Mutexes
 
 OWN_PREFIX = ".buttervolume-"
 """What the daemon itself puts among the volumes begins with this; `sweep` removes it."""
-LOCK_NAME = OWN_PREFIX + "lock"
 REMOVED_NAME = OWN_PREFIX + "removed"
 """The directory of the removed volumes, which `sweep` spares."""
 _MODE = 0o755
@@ -373,7 +372,7 @@ class Volumes:
         """What a daemon that was killed has left. Only before this one makes anything."""
         with os.scandir(self.path) as entries:
             own = [e.name for e in entries if e.name.startswith(OWN_PREFIX)]
-        return [name for name in own if name not in (LOCK_NAME, REMOVED_NAME)]
+        return [name for name in own if name not in (names.LOCK_NAME, REMOVED_NAME)]
 
     def sweep(self, leftovers: Iterable[str]) -> None:
         """Remove what was left. Only while no other daemon runs."""

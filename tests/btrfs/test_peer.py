@@ -1,4 +1,4 @@
-"""`buttervolume peer` over pipes: what it says, and how it ends. It needs no daemon."""
+"""`buttervolume peer` over pipes: what it says, and how it ends."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from buttervolume import config
 from buttervolume.follow.attend import Attendant, member_of
 from buttervolume.hosts.guard import Guard
 from buttervolume.hosts.peer import SILENCE, Peer
-from buttervolume.names import receiving_note
-from tests.btrfs.harness import Place, btrfs, entries, subvolume
+from buttervolume.names import LOCK_NAME, receiving_note
+from tests.btrfs.harness import Daemon, Place, btrfs, entries, subvolume
 
 ONE, TWO = "db@2026-11-26T10:00:00.000000", "db@2026-11-26T11:00:00.000000"
 PUSH = Guard(frozenset(["push"]))
@@ -123,6 +123,26 @@ def test_a_look_tells_what_is_not_whole_and_who_else_passes_for_a_snapshot(
     assert (found[ONE]["receiving"], found[TWO]["receiving"]) == (None, "gamma")
     assert look["strangers"] == []
     assert not look["bound"]
+
+
+def test_followed_volumes_that_the_daemon_remembers_elsewhere_are_not_talked_about(
+    place: Place, snapshots: Path, daemon: Daemon
+) -> None:
+    """A daemon with a schedule from its environment, which a session over ssh does not see."""
+    lock = place.volumes / LOCK_NAME
+    assert lock.read_text() == str(Path(daemon.environ["BUTTERVOLUME_SCHEDULE"]).parent / "follow")
+
+    def asked() -> tuple[bool, object]:
+        talk = Talk(place, Guard(frozenset(["follow"])))
+        talk.say(do="hello", node="alpha")
+        talk.say(do="follow", what="report", volume="db")
+        talk.hang_up()
+        greeting, answer = talk.answers()
+        return "follow" in greeting["verbs"], answer.get("code")
+
+    assert asked() == (False, "NotAllowed")
+    lock.write_text(str(config.load({}, Path("/nonexistent")).follow_path))
+    assert asked() == (True, None)
 
 
 def test_what_says_who_goes_on_with_a_followed_volume_takes_its_own_role(
