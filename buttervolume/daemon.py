@@ -37,6 +37,7 @@ from buttervolume.report.misplaced import misplaced
 from buttervolume.report.notices import Apprise, Notifier
 from buttervolume.report.observer import Observer
 from buttervolume.services import Services
+from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import Contents
 from buttervolume.store.removed import Removed
@@ -370,13 +371,10 @@ def lock(path: Path) -> Iterator[int]:
 
 
 def note(descriptor: int, records: Path) -> None:
-    """Note in the lock of the volumes where this daemon remembers its followed ones: a session of
+    """Note on the lock of the volumes where this daemon remembers its followed ones: a session of
     another member that would look elsewhere must not be believed."""
-    text = os.fsencode(os.path.realpath(records))
     try:
-        if os.pread(descriptor, len(text) + 1, 0) != text:
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, text, 0)
+        attributes.set_records(descriptor, os.path.realpath(records))
     except OSError as error:  # the disk may be full
         logging.getLogger(__name__).warning(
             "cannot note where followed volumes are remembered: %s", error

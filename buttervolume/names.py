@@ -36,7 +36,7 @@ _PLAIN_SNAPSHOT = re.compile(rf"({_PART})@([a-zA-Z0-9_.:+-]+)(?:@([a-zA-Z0-9_.:+
 RECEIVING = ".buttervolume-receiving-"
 """Begins the names of notes beside copies that are being received (see `receiving_note`)."""
 LOCK_NAME = ".buttervolume-lock"
-"""A file beside the volumes that the daemon holds. It says where followed ones are remembered."""
+"""A file among the volumes that the daemon holds."""
 LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
 

@@ -142,11 +142,8 @@ class Peer:
         in another place than this session looks, as it does with settings in its environment alone:
         two hosts might use one at the same time."""
         verbs = self._guard.verbs
-        try:
-            noted = os.fsdecode((self._config.volumes_path / LOCK_NAME).read_bytes())
-        except OSError:  # there was no daemon yet
-            return verbs
-        if noted in ("", os.path.realpath(self._config.follow_path)):
+        noted = attributes.records(self._config.volumes_path / LOCK_NAME)
+        if noted in (None, os.path.realpath(self._config.follow_path)):
             return verbs
         return verbs - {"follow", "drop"}
 

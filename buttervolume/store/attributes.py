@@ -1,4 +1,5 @@
-"""What belongs to a volume or a snapshot and is kept in extended attributes of its root.
+"""What is kept in extended attributes: of a volume or a snapshot on its root, and of the daemon on
+its lock.
 
 Their names begin with `trusted.`: reading or writing them takes CAP_SYS_ADMIN in the machine's own
 user namespace (xattr(7)), which no container has.
@@ -8,6 +9,7 @@ import errno
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from buttervolume.system.btrfs import Directory
 
@@ -23,8 +25,29 @@ NAMES = (KEEP, SIZE, FOLLOW)
 """All there are. They are asked for one by one: a container may give the root so many of its own
 that they cannot be listed (64 KiB at the most, listxattr(2))."""
 _KIND = PREFIX + "kind"
+_RECORDS = PREFIX + "records"
 _BACKUP = "backup of "
 _FORK = "fork of "
+
+
+def set_records(lock: int, directory: str) -> None:
+    """Say on the open lock of the volumes where its daemon remembers followed ones. OSError."""
+    value = os.fsencode(directory)
+    if _value(lock) != value:
+        os.setxattr(lock, _RECORDS, value)
+
+
+def records(lock: Path) -> str | None:
+    """Where the daemon, or the last one, remembers followed volumes; None if none has said so."""
+    value = _value(lock)
+    return None if value is None else os.fsdecode(value)
+
+
+def _value(lock: Path | int) -> bytes | None:
+    try:
+        return os.getxattr(lock, _RECORDS)
+    except OSError:
+        return None
 
 
 def read(root: Directory) -> dict[str, str]:

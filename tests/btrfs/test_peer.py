@@ -15,6 +15,7 @@ from buttervolume.follow.attend import Attendant, member_of
 from buttervolume.hosts.guard import Guard
 from buttervolume.hosts.peer import SILENCE, Peer
 from buttervolume.names import LOCK_NAME, receiving_note
+from buttervolume.store import attributes
 from tests.btrfs.harness import Daemon, Place, btrfs, entries, subvolume
 
 ONE, TWO = "db@2026-11-26T10:00:00.000000", "db@2026-11-26T11:00:00.000000"
@@ -130,7 +131,8 @@ def test_followed_volumes_that_the_daemon_remembers_elsewhere_are_not_talked_abo
 ) -> None:
     """A daemon with a schedule from its environment, which a session over ssh does not see."""
     lock = place.volumes / LOCK_NAME
-    assert lock.read_text() == str(Path(daemon.environ["BUTTERVOLUME_SCHEDULE"]).parent / "follow")
+    records = Path(daemon.environ["BUTTERVOLUME_SCHEDULE"]).parent / "follow"
+    assert attributes.records(lock) == str(records)
 
     def asked() -> tuple[bool, object]:
         talk = Talk(place, Guard(frozenset(["follow"])))
@@ -141,7 +143,9 @@ def test_followed_volumes_that_the_daemon_remembers_elsewhere_are_not_talked_abo
         return "follow" in greeting["verbs"], answer.get("code")
 
     assert asked() == (False, "NotAllowed")
-    lock.write_text(str(config.load({}, Path("/nonexistent")).follow_path))
+    descriptor = os.open(lock, os.O_RDWR)
+    attributes.set_records(descriptor, str(config.load({}, Path("/nonexistent")).follow_path))
+    os.close(descriptor)
     assert asked() == (True, None)
 
 
