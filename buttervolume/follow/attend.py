@@ -99,7 +99,7 @@ class Attendant:
                 self._member.hear(volume, line, dropped)
             else:
                 with self._member.lock(volume, self._asker):
-                    self._member.hear(volume, line, dropped)
+                    self._member.overhear(volume, line, dropped)
         except FollowRefused as error:  # FollowBusy, too
             return {"refused": error.reason}
         return {"heard": True}

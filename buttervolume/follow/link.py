@@ -93,7 +93,7 @@ class Here:
             self._member.hear(self._volume, line, dropped)
             return
         with self._member.lock(self._volume, self.member):
-            self._member.hear(self._volume, line, dropped)
+            self._member.overhear(self._volume, line, dropped)
 
     def check_can_drop(self) -> None:
         """This host would."""

@@ -225,6 +225,13 @@ class Member:
         if heard != record:
             self.remember(volume, heard)
 
+    def overhear(self, volume: str, line: Line, dropped: frozenset[str]) -> None:
+        """The same from a member that has locked this one alone: the volume may have been deleted
+        since it looked, and then nothing is remembered."""
+        is_here = self._file(volume, "json").exists() or self.exists(volume)
+        if is_here or self._catalog.list(volume).snapshots:
+            self.hear(volume, line, dropped)
+
     # Locks
 
     @contextmanager

@@ -288,7 +288,7 @@ class Rounds:
         """Take note of a line, and step back if somebody has gone on from what was this host's."""
         try:
             with self._member.lock(volume, self._member.name):
-                self._member.hear(volume, line, dropped)
+                self._member.overhear(volume, line, dropped)
                 mine = self._member.standing(volume)
                 if machine.is_owner_again(mine):
                     self._log.warning("%s: nobody goes on with it but this host", volume)

@@ -405,7 +405,7 @@ def test_a_snapshot_that_goes_again_if_its_replication_fails_is_none_to_rely_on(
 
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(daemon.post, "Schedule", Name="db", Action=action, Timer="now")
-        wait_until(lambda: machine.taken())
+        wait_until(lambda: machine.taken() or sending.done())
         name = daemon.call("Schedule", Name="db", Action="snapshot", Timer="now")["Result"]
         assert sending.result(30).error
 

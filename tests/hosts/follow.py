@@ -30,6 +30,17 @@ with Connector(1122, "cleo")(sys.argv[2], sys.argv[1], 30) as link:
     print("locked", flush=True)
     time.sleep(600)
 """
+TELLER = """
+import os, sys, time
+from buttervolume.follow.link import Connector
+with Connector(1122, "cleo")(sys.argv[2], sys.argv[1], 30) as link:
+    line = link.report().standing.known
+    print("seen", flush=True)
+    while not os.path.exists(sys.argv[3]):
+        time.sleep(0.1)
+    link.hear(line, frozenset())
+    print("told", flush=True)
+"""
 RELEASER = """
 import os, sys
 from buttervolume.config import load
@@ -166,6 +177,19 @@ class Node(Host):
         holder = self.popen(*argv, env=in_checkout(None), log=log)
         wait_until(lambda: "locked" in log.read_text(), LONG, "the lock")
         return holder
+
+    @contextmanager
+    def in_a_round(self, volume: str, other: Host) -> Iterator[None]:
+        """Look how a volume stands on another host before the block, and tell that host so after
+        it, as a round does."""
+        number = next(IDS)
+        log, go_on = self.directory / f"round-{number}.log", self.directory / f"round-{number}"
+        argv = (sys.executable, "-c", TELLER, volume, other.name, str(go_on))
+        self.popen(*argv, env=in_checkout(None), log=log)
+        wait_until(lambda: "seen" in log.read_text(), LONG, "the look")
+        yield
+        go_on.touch()
+        wait_until(lambda: "told" in log.read_text(), LONG, "the end of the round")
 
     @contextmanager
     def release_to_nobody(self, volume: str, grantee: str) -> Iterator[None]:

@@ -423,6 +423,15 @@ def pair_of(trio: Trio, volume: str, **options: str) -> None:
         node.follow(volume, "ann:bob", **options)
 
 
+def drop(node: Node, volume: str) -> None:
+    """Delete it everywhere, once nothing of it is on its way, nor tried to be."""
+
+    def is_dropped() -> bool:
+        return not node.cli("follow", "drop", "--yes", volume, check=False).returncode
+
+    wait_until(is_dropped, 2 * LONG, f"{volume} to be dropped")
+
+
 def two_lines(trio: Trio, volume: str) -> None:
     """Two members have gone on, each without the owner and without the other."""
     everywhere(trio, volume)
@@ -526,7 +535,7 @@ def test_while_it_is_being_sent_it_is_not_dropped(trio: Trio, volume: str) -> No
     assert "it is being sent to bob" in refused.stderr
     assert unmount.error(150) == ""
     assert trio.ann.file(volume, "big").exists()
-    trio.ann.cli("follow", "drop", "--yes", volume)
+    drop(trio.ann, volume)
     assert not trio.ann.file(volume, "").exists()
 
 
@@ -556,7 +565,8 @@ def test_dropped_it_is_gone_everywhere_or_nowhere(trio: Trio, volume: str) -> No
     with trio.without(trio.cleo):
         assert "cleo" in trio.ann.cli("follow", "drop", "--yes", volume, check=False).stderr
     assert trio.ann.read(volume, "log") == "1"
-    trio.ann.cli("follow", "drop", "--yes", volume)
+    with trio.cleo.in_a_round(volume, trio.bob):
+        drop(trio.ann, volume)
     for node in trio.nodes:
         assert node.snapshot_names(volume) == []
         assert not node.file(volume, "").exists()

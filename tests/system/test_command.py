@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,11 @@ def sh(script: str) -> list[str]:
 
 def children() -> set[str]:
     """The processes that any thread of this one has started and not yet waited for."""
-    return {
-        child
-        for thread in Path("/proc/self/task").iterdir()
-        for child in (thread / "children").read_text().split()
-    }
+    found = set[str]()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has ended, as have its children
+            found |= set((thread / "children").read_text().split())
+    return found
 
 
 def is_running(pid: int) -> bool:
