@@ -14,8 +14,8 @@ from buttervolume.follow import machine
 from buttervolume.follow.acquire import LOCK_PATIENCE, LOGIN_PATIENCE
 from buttervolume.follow.charter import Charter
 from buttervolume.follow.following import Following
-from buttervolume.follow.link import Connect, linked
-from buttervolume.follow.machine import Begin, Copy, GoOn, Group, Refuse, Role
+from buttervolume.follow.link import Connect, Links, linked
+from buttervolume.follow.machine import Begin, Copy, GoOn, Group, Refuse, Role, Standing
 from buttervolume.follow.options import parse_every, parse_members, parse_policy
 from buttervolume.follow.view import View
 from buttervolume.store.contents import Contents
@@ -100,22 +100,16 @@ class Decisions:
     def _check_not_used(self, volume: str, charter: Charter) -> None:
         """Raise NotOwner if a member in reach knows of an owner that this host has not heard of."""
         with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
-            for link in links.values():
-                if not isinstance(link, ButtervolumeError):
-                    known = link.report().standing.known
-                    if known:
-                        raise NotOwner(volume, known[-1].owner)
+            for standing in _standings(links).values():
+                if standing.known:
+                    raise NotOwner(volume, standing.known[-1].owner)
 
     def what_taking_gives(self, volume: str) -> Copy | None:
         """With which copy `take` would go on now; None if with what is here. Raises FollowRefused,
         if the owner answers, or there is nothing to go on with."""
         charter = self._charter(volume)
         with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
-            standings = {
-                name: link.report().standing
-                for name, link in links.items()
-                if not isinstance(link, ButtervolumeError)
-            }
+            standings = _standings(links)
         me = self._member.name
         decision = Group(me, charter.members, charter.policy).decide(standings, by_hand=True)
         match decision:
@@ -211,3 +205,12 @@ class Decisions:
                 raise NoSuchVolume(volume)
             raise FollowRefused(volume, "it follows nobody: it was made without follow")
         return charter or own
+
+
+def _standings(links: Links) -> dict[str, Standing]:
+    """How those members stand that can be reached."""
+    return {
+        name: link.report().standing
+        for name, link in links.items()
+        if not isinstance(link, ButtervolumeError)
+    }

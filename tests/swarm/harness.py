@@ -518,3 +518,12 @@ class Service:
             written = len(starts[id_].lines)
             # the last line may have reached the volume and not the witness
             assert numbers in ([], [written], [written + 1]), (id_, numbers, written)
+
+
+def assert_all_is_there(*services: Service) -> None:
+    """Each service goes on, and has lost nothing: all that was ever written is in one line."""
+    for service in services:
+        service.wait_until_it_writes(service.latest())
+        service.assert_one_line()
+        service.assert_nothing_is_lost()
+        assert service.forks() == []

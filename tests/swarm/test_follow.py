@@ -7,7 +7,7 @@ Each with a service that must not lose anything (`refuse`) and one that goes on 
 import re
 
 from tests.support.wait import wait_until
-from tests.swarm.harness import PATIENCE, SNAPSHOTS, Node, Service, Swarm
+from tests.swarm.harness import PATIENCE, SNAPSHOTS, Node, Service, Swarm, assert_all_is_there
 
 MEMBERS = "follow=alpha:beta:gamma"
 
@@ -21,15 +21,6 @@ def begin(swarm: Swarm, name: str, node: Node) -> tuple[Service, Service]:
             service.wait_for_start(on=node)
             service.wait_for_copies(node)
     return refuse, latest
-
-
-def assert_all_is_there(*services: Service) -> None:
-    """Each service goes on, and has lost nothing: all that was ever written is in one line."""
-    for service in services:
-        service.wait_until_it_writes(service.latest())
-        service.assert_one_line()
-        service.assert_nothing_is_lost()
-        assert service.forks() == []
 
 
 def test_moves_that_are_ordered(swarm: Swarm) -> None:

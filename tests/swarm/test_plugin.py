@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from tests.docker.plugin_harness import Built
-from tests.swarm.harness import Service, Swarm
+from tests.swarm.harness import Service, Swarm, assert_all_is_there
 from tests.swarm.plugin import PluginNode
 
 pytest_plugins = ["tests.docker.plugin_fixtures"]
@@ -30,14 +30,6 @@ def begin(swarm: Swarm, *names: str) -> list[Service]:
             service.wait_for_start(on=here)
             service.wait_for_copies(here)
     return services
-
-
-def assert_all_is_there(service: Service) -> None:
-    """It goes on, and has lost nothing."""
-    service.wait_until_it_writes(service.latest())
-    service.assert_one_line()
-    service.assert_nothing_is_lost()
-    assert service.forks() == []
 
 
 def test_moves_and_upgrades(swarm: Swarm) -> None:
