@@ -80,6 +80,9 @@ if command -v npm >/dev/null && [[ ! -e .cache/$axe.tgz ]]; then
 fi
 
 make_venv .cache/test-venv "setup.py pyproject.toml" --editable '.[test]'
+# Tests start the daemon thousands of times: where PYTHONDONTWRITEBYTECODE is set, each of these would
+# compile it for itself.
+.cache/test-venv/bin/python -m compileall -q buttervolume
 if [[ ${1-} == --benchmarks ]]; then
     exec .cache/test-venv/bin/python -m tests.benchmarks "${@:2}"
 fi
