@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +35,9 @@ _WAITING = 10_000
 """How much may wait for a file that cannot be written now; what is older than that is lost."""
 _PATIENCE = 10.0
 """Seconds between two tries to write such a file."""
+_GATHERING = 0.05
+"""Seconds in which more may come before it is written, if nobody waits for it: each write takes
+time from the call that comes next."""
 _NOT_OURS = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 """The file is broken, or was never a database (sqlite.org/rescode.html)."""
 
@@ -117,6 +120,8 @@ class History:
         # protects all below; notified when there is something to write, or all is written
         self._changed = threading.Condition()
         self._tasks: deque[Task] = deque(maxlen=_WAITING)
+        self._hurry = threading.Event()
+        """Set by whom waits for what is in the queue."""
         self._writing = False
         self._stopping = False
         self._memories: dict[str, Memory] = {}
@@ -163,6 +168,7 @@ class History:
         """Write what waits, until a moment of the monotonic clock."""
         with self._changed:
             self._stopping = True
+            self._hurry.set()
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -171,7 +177,7 @@ class History:
 
     def record(self, run: Run, job: str = "", memory: Memory | None = None) -> None:
         """Note what was done, together with what is to be remembered of a job."""
-        row = tuple(map(_to_database, astuple(run)))
+        row = _row(run)
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(_INSERT_RUN, row)
@@ -199,11 +205,13 @@ class History:
 
     def _add(self, task: Task) -> None:
         with self._changed:
+            if not self._tasks:
+                self._changed.notify_all()
             self._tasks.append(task)
-            self._changed.notify_all()
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until what was recorded so far is in the database, for so many seconds at most."""
+        self._hurry.set()
         with self._changed:
             self._changed.wait_for(lambda: not self._tasks and not self._writing, timeout)
 
@@ -244,6 +252,8 @@ class History:
 
     def _write(self, connection: sqlite3.Connection) -> None:
         """Write what waits in one transaction; it leaves the queue when it is written."""
+        self._hurry.wait(_GATHERING)
+        self._hurry.clear()
         with self._changed:
             tasks = list(self._tasks)
         with _transaction(connection):
@@ -428,10 +438,8 @@ _READ_MEMORIES = """SELECT
 
 
 def _write_memories(connection: sqlite3.Connection, memories: Mapping[str, Memory]) -> None:
-    connection.executemany(
-        _INSERT_MEMORY,
-        (tuple(map(_to_database, (job, *astuple(memory)))) for job, memory in memories.items()),
-    )
+    rows = ((_to_database(job), *_row(memory)) for job, memory in memories.items())
+    connection.executemany(_INSERT_MEMORY, rows)
 
 
 def _read_memories(connection: sqlite3.Connection) -> dict[str, Memory]:
@@ -450,6 +458,11 @@ def _read_memories(connection: sqlite3.Connection) -> dict[str, Memory]:
             _moment(since),
         )
     return found
+
+
+def _row(record: Run | Memory) -> tuple[object, ...]:
+    """The fields of a record. (`dataclasses.astuple` would copy each of them deeply.)"""
+    return tuple(map(_to_database, vars(record).values()))
 
 
 def _to_database(value: object) -> object:

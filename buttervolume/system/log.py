@@ -18,6 +18,8 @@ from buttervolume.words import LONGEST, shortened
 
 CAPACITY = 1 << 20
 """Bytes of lines that wait for a reader."""
+_AT_ONCE = 4096
+"""Bytes that a file has room for if it is ready to be written to: PIPE_BUF (pipe(7))."""
 _PATIENCE = 0.1
 """Seconds to wait for a line to be written, so that it is there before the answer that it is about.
 A reader that took longer is not waited for until it has read all."""
@@ -36,7 +38,7 @@ _PRIORITIES = (
 
 
 class Writer:
-    """Writes lines into a file from a thread of its own."""
+    """Writes lines into a file: at once if it has room for them, else from a thread of its own."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -47,6 +49,8 @@ class Writer:
         self._size = 0
         self._come = self._gone = 0
         self._lost = 0
+        self._unwritten = 0
+        """How many of those that had room in the queue could not be written."""
         self._is_slow = False
         threading.Thread(target=self._work, name="log", daemon=True).start()
 
@@ -57,6 +61,11 @@ class Writer:
                 self._lost += 1
                 return
             self._tell_losses()
+            if not self._lines and not self._unwritten and self._has_room(line):
+                with suppress(OSError):
+                    line = line[os.write(self._descriptor, line) :]
+                if not line:
+                    return
             self._append(line)
             wanted = self._come
             if not self._is_slow:
@@ -66,6 +75,12 @@ class Writer:
         """Wait for what is left to be written, until a moment of the monotonic clock."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines, deadline - time.monotonic())
+
+    def _has_room(self, line: bytes) -> bool:
+        """Whether nobody has to be waited for to write a line."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return len(line) <= _AT_ONCE and poll.poll(0) == [(self._descriptor, select.POLLOUT)]
 
     def _append(self, line: bytes, worth: int = 1) -> None:
         self._lines.append((line, worth))
@@ -79,17 +94,16 @@ class Writer:
             self._lost = 0
 
     def _work(self) -> None:
-        unwritten = 0
         while True:
             with self._changed:
                 if not self._lines:
                     self._tell_losses()
                 self._changed.wait_for(lambda: self._lines)
                 line, worth = self._lines[0]
-            if unwritten and _write(self._descriptor, _note(unwritten)):
-                unwritten = 0
-            if unwritten or not _write(self._descriptor, line):
-                unwritten += worth
+            if self._unwritten and _write(self._descriptor, _note(self._unwritten)):
+                self._unwritten = 0
+            if self._unwritten or not _write(self._descriptor, line):
+                self._unwritten += worth
             with self._changed:
                 self._lines.popleft()
                 self._size -= len(line)
