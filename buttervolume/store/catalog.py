@@ -191,8 +191,8 @@ class _Newest:
 
     def with_one_more(self, entry: _Entry) -> "_Newest | None":
         """The same with another one; None if that must be found out anew."""
-        if entry.is_received:  # it may be from the future
-            return None
+        if entry.created is None or entry.is_from_the_future(entry.created):
+            return None  # whether it counts depends on the clock
         one = _newest([entry], entry.taken or datetime.min)
         own, other = (self.own, one.own), (self.other, one.other)
         return _Newest(
@@ -211,18 +211,18 @@ class _Newest:
 def _newest(entries: Iterable[_Entry], now: datetime) -> _Newest:
     """Count snapshots, and find the newest. A backup or a fork is never meant by the latest, nor is
     one that was received and has a date in the future, which cannot be believed."""
-    count, possible = 0, list[_Entry]()
+    count, own, other = 0, None, None
     for entry in entries:
         count += 1
         if entry.taken is None or entry.is_backup or entry.is_fork:
             continue
-        if not entry.is_from_the_future(now):
-            possible.append(entry)
-    own = [entry for entry in possible if entry.is_own]
-    others = [entry for entry in possible if not entry.is_own]
-    return _Newest(
-        count, max(own, key=_order_made, default=None), max(others, key=_date, default=None)
-    )
+        if entry.is_from_the_future(now):
+            continue
+        if entry.is_own:
+            own = entry if own is None else max(own, entry, key=_order_made)
+        else:
+            other = entry if other is None else max(other, entry, key=_date)
+    return _Newest(count, own, other)
 
 
 def _date(entry: _Entry) -> datetime:
@@ -548,6 +548,9 @@ class Catalog:
                 self._look(entry.name, complained)
             else:
                 self._put(before)
+        now = self._now()
+        for volume in self._volumes.values():
+            volume.summary(now)  # while nobody waits for it
         self._has_read = True
 
     def _put(self, entry: _Entry) -> None:
