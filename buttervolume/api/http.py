@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from http import HTTPStatus
-from typing import Any
-
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Map
+from typing import TYPE_CHECKING, Any
 
 from buttervolume.api.body import Answer, Body, MalformedRequest, Unchanged
 from buttervolume.api.records import record
@@ -30,12 +27,16 @@ from buttervolume.errors import (
 from buttervolume.services import Services
 from buttervolume.words import shortened
 
+if TYPE_CHECKING:  # it takes a tenth of a second to load
+    from flask import Flask
+
 MIMETYPE = "application/vnd.docker.plugins.v1.2+json"
 LARGEST_BODY = 1 << 20
 """Bytes; the server refuses more before it reads them. Docker sends some hundreds."""
 TRANSFERS = 8
 """How many run for callers at a time."""
-_Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
+Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
+"""What a WSGI server calls for a request (PEP 3333)."""
 
 
 class NoAnswer(Exception):
@@ -168,7 +169,10 @@ class _Direct:
     """WSGI in front of Flask: a POST to an endpoint whose path has no parts, as all of Docker's
     are, needs nothing of what Flask does, which would be a third of the time of an answer."""
 
-    def __init__(self, calls: _Calls, endpoints: Iterable[Endpoint], others: _Wsgi) -> None:
+    def __init__(
+        self, calls: _Calls, endpoints: Iterable[Endpoint], others: Callable[[], Wsgi]
+    ) -> None:
+        """`others` gives what answers everything else; it is called when that is needed."""
         self._calls = calls
         self._endpoints = {
             f"/{endpoint.name}": endpoint
@@ -180,7 +184,7 @@ class _Direct:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         endpoint = self._endpoints.get(environ["PATH_INFO"])
         if endpoint is None or environ["REQUEST_METHOD"] != "POST":
-            return self._others(environ, start_response)
+            return self._others()(environ, start_response)
         # the server has read the whole body, as far as it is not too big
         encoded = self._calls.answer(endpoint, environ["wsgi.input"].read(), {})
         length = str(len(encoded.content))
@@ -189,16 +193,40 @@ class _Direct:
         return [encoded.content]
 
 
-def create_app(services: Services, endpoints: Sequence[Endpoint]) -> Flask:
+def create_app(services: Services, endpoints: Sequence[Endpoint]) -> "Flask":
     """The application that answers Docker and the command line."""
+    calls = _Calls(services)
+    app = _create_flask(calls, endpoints)
+    in_flask = app.wsgi_app
+    app.wsgi_app = _Direct(calls, endpoints, lambda: in_flask)  # type: ignore[method-assign]
+    return app
+
+
+def create_apart(
+    services: Services, endpoints: Sequence[Endpoint]
+) -> tuple[Wsgi, Callable[[], object]]:
+    """The same application, which answers Docker before Flask is loaded: by the second one that is
+    returned, or else by the first request that needs it."""
+    calls = _Calls(services)
+    in_flask = cache(lambda: _create_flask(calls, endpoints).wsgi_app)
+    return _Direct(calls, endpoints, in_flask), in_flask
+
+
+def _create_flask(calls: _Calls, endpoints: Sequence[Endpoint]) -> "Flask":
+    from flask import Flask, Response, request
+    from werkzeug.exceptions import HTTPException
+    from werkzeug.routing import Map
+
+    def respond(encoded: _Encoded) -> Response:
+        return Response(encoded.content, encoded.status, content_type=MIMETYPE)
+
     app = Flask("buttervolume", static_folder=None)
     app.url_map = Map(merge_slashes=False)  # it would be by a redirect, which is HTML
     app.config["PROPAGATE_EXCEPTIONS"] = True  # NoAnswer is for the server
-    calls = _Calls(services)
 
     def add(endpoint: Endpoint) -> None:
         def view(**parts: str) -> Response:
-            return calls.answer(endpoint, request.get_data(), parts).response()
+            return respond(calls.answer(endpoint, request.get_data(), parts))
 
         app.add_url_rule(
             f"/{endpoint.name}",
@@ -214,13 +242,12 @@ def create_app(services: Services, endpoints: Sequence[Endpoint]) -> Flask:
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
         message = f"{shortened(request.path, 512)}: {error.name}"
-        response = _refuse(type(error).__name__, message, error.code or 500).response()
+        response = respond(_refuse(type(error).__name__, message, error.code or 500))
         response.headers.extend(
             (key, value) for key, value in error.get_headers() if key == "Allow"
         )
         return response
 
-    app.wsgi_app = _Direct(calls, endpoints, app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
@@ -270,10 +297,6 @@ class _Encoded:
 
     content: bytes
     status: int = 200
-
-    def response(self) -> Response:
-        """The same for Flask."""
-        return Response(self.content, self.status, content_type=MIMETYPE)
 
 
 def _encode(answer: Answer, status: int = 200) -> _Encoded:
