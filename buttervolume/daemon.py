@@ -16,7 +16,7 @@ from pathlib import Path
 
 from buttervolume import names
 from buttervolume.api import driver, management, seeing
-from buttervolume.api.http import create_apart, find_lanes
+from buttervolume.api.http import create_wsgi, find_lanes
 from buttervolume.api.server import Server, allow_connections, listen
 from buttervolume.config import Address, Config
 from buttervolume.errors import AlreadyRunning, NotOnBtrfs, OperationFailed
@@ -165,8 +165,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             *management.ENDPOINTS,
             *seeing.ENDPOINTS,
         )
-        app, load_flask = create_apart(services, endpoints)
-        server = Server(app, find_lanes(endpoints), connections)
+        server = Server(create_wsgi(services, endpoints), find_lanes(endpoints), connections)
         listener = stack.enter_context(listen(config.socket))
         page = None if config.web is None else _listen_for_page(config.web, stack)
         server.start(listener)
@@ -189,7 +188,6 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             log.warning("%s", problem)
         elif config.notify:
             services.notifier.start()
-        load_flask()
         log.info("ready on %s", config.socket)
         notify(os.environ, "READY=1")
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)

@@ -1,22 +1,25 @@
-"""The API without a server: the direct way of a POST, and Flask's of all else, answer alike."""
+"""The API without a server: the direct way and that of Flask answer alike."""
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from unittest.mock import create_autospec
 
 import pytest
 from werkzeug.test import Client
 
+from buttervolume.api import http
 from buttervolume.api.body import Answer, Body
-from buttervolume.api.http import MIMETYPE, Endpoint, NoAnswer, create_app
+from buttervolume.api.http import MIMETYPE, Endpoint, NoAnswer, create_app, create_wsgi
 from buttervolume.errors import NoSuchVolume, VolumesUnavailable
 from buttervolume.services import Services
 from buttervolume.store.volumes import Volumes
 from buttervolume.system.locks import Mutexes
 
 PATHS = ("/Test", "/Test/part")
-"""The first is answered directly when it is a POST, the other one is found by Flask."""
+"""The first is answered directly, the other one is found by Flask."""
 
 
 def echo(_services: Services, body: Body, part: str = "part") -> Answer:
@@ -30,7 +33,13 @@ def failing(error: Exception) -> Callable[..., Answer]:
     return handler
 
 
-def serve(handler: Callable[..., Answer], *, gone: bool = False, retry: bool = False) -> Client:
+def serve(
+    handler: Callable[..., Answer],
+    *,
+    gone: bool = False,
+    retry: bool = False,
+    create: Callable[..., http.Wsgi] = create_app,
+) -> Client:
     volumes = create_autospec(Volumes, instance=True, mutexes=Mutexes())
     if gone:
         volumes.check_available.side_effect = VolumesUnavailable("/volumes")
@@ -40,7 +49,7 @@ def serve(handler: Callable[..., Answer], *, gone: bool = False, retry: bool = F
         Endpoint("Test", handler, methods=methods, empty_is_retry=retry),
         Endpoint("Test/<part>", handler, methods=methods, empty_is_retry=retry),
     ]
-    return Client(create_app(services, endpoints))
+    return Client(create(services, endpoints))
 
 
 def ask(client: Client, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
@@ -49,6 +58,7 @@ def ask(client: Client, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
     return [(each.status_code, dict(each.headers), each.data) for each in answers]
 
 
+@pytest.mark.parametrize("create", [create_app, create_wsgi])
 @pytest.mark.parametrize(
     ("handler", "data", "status", "expected"),
     [
@@ -63,9 +73,13 @@ def ask(client: Client, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
     ],
 )
 def test_both_ways_answer_alike(
-    handler: Callable[..., Answer], data: bytes, status: int, expected: dict[str, str]
+    handler: Callable[..., Answer],
+    data: bytes,
+    status: int,
+    expected: dict[str, str],
+    create: Callable[..., http.Wsgi],
 ) -> None:
-    answers = ask(serve(handler), data)
+    answers = ask(serve(handler, create=create), data)
 
     assert all(each == answers[0] for each in answers)
     found, headers, content = answers[0]
@@ -112,3 +126,18 @@ def test_what_is_no_endpoint_is_refused_in_json(method: str, path: str) -> None:
     assert answer.status_code == (405 if path == "/Test" else 404)
     assert answer.headers["Content-Type"] == MIMETYPE
     assert path in json.loads(answer.data)["Err"]
+
+
+def test_what_is_answered_directly_is_so_without_flask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_create_flask", failing(AssertionError("Flask is asked")))
+    client = serve(echo, create=create_wsgi)
+
+    for method in ("GET", "POST"):
+        answer = client.open("/Test", method=method, data=b'{"Name": "db"}')
+        assert json.loads(answer.data)["Name"] == "db"
+
+
+def test_the_daemon_loads_no_flask_before_it_is_needed() -> None:
+    load = "import sys, buttervolume.daemon; sys.exit('flask' in sys.modules)"
+
+    subprocess.run([sys.executable, "-c", load], check=True)
