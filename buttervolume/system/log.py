@@ -8,6 +8,7 @@ would do so for all of them. So a thread writes, and what finds no room in its q
 import logging
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -38,10 +39,12 @@ _PRIORITIES = (
 
 
 class Writer:
-    """Writes lines into a file: at once if it has room for them, else from a thread of its own."""
+    """Writes lines into a file, from a thread of its own; into a pipe, a socket or a terminal that
+    has room for them, at once. (A file on a disk is always said to have room.)"""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._tells_room = _tells_room(descriptor)
         # protects all below; notified when a line has come or gone
         self._changed = threading.Condition()
         self._lines: deque[tuple[bytes, int]] = deque()
@@ -78,9 +81,11 @@ class Writer:
 
     def _has_room(self, line: bytes) -> bool:
         """Whether nobody has to be waited for to write a line."""
+        if not self._tells_room or len(line) > _AT_ONCE:
+            return False
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        return len(line) <= _AT_ONCE and poll.poll(0) == [(self._descriptor, select.POLLOUT)]
+        return poll.poll(0) == [(self._descriptor, select.POLLOUT)]
 
     def _append(self, line: bytes, worth: int = 1) -> None:
         self._lines.append((line, worth))
@@ -110,6 +115,14 @@ class Writer:
                 self._gone += 1
                 self._is_slow = self._is_slow and bool(self._lines)
                 self._changed.notify_all()
+
+
+def _tells_room(descriptor: int) -> bool:
+    """Whether poll(2) knows when a write would block."""
+    try:
+        return not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:  # it is closed
+        return False
 
 
 def _note(lost: int) -> bytes:
