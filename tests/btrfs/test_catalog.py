@@ -6,15 +6,18 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from buttervolume.names import RECEIVING
 from buttervolume.store.catalog import Catalog, Summary
+from buttervolume.system.btrfs import set_received
 from tests.btrfs.harness import DATE_FORMAT, Store, btrfs, subvolume
 from tests.support.wait import wait_until
 
 CHANGES = 120
+BEFORE = [f"2026-01-{day:02}" for day in range(1, 9)]
 BIG = 300
 """More snapshots than are looked at one by one when they are new."""
 
@@ -45,7 +48,7 @@ def store_with_volume(store: Store) -> Store:
 def changes(store: Store, chance: random.Random) -> list[Callable[[], object]]:
     """What others may do in the directory, each by chance to one of the names there."""
     snapshots = store.place.snapshots
-    dates = [f"2026-01-{day:02}T00:00:00.000000" for day in range(1, 9)]
+    dates = [f"{day}T00:00:00.000000" for day in (*BEFORE, "2099-01-01", "2099-01-02")]
     name = f"{chance.choice(('db', 'web', 'db-1'))}@{chance.choice(dates)}"
     path, there = snapshots / name, [p for p in snapshots.iterdir() if not p.name.startswith(".")]
     other = chance.choice(there) if there else None
@@ -76,9 +79,14 @@ def changes(store: Store, chance: random.Random) -> list[Callable[[], object]]:
         if victim.is_dir() and victim.stat().st_ino == 256:
             btrfs("property", "set", "-ts", victim, "ro", "true")
 
+    def receive() -> None:
+        set_received(take(store, name), uuid4(), 1)
+
     return [
         absent(lambda: take(store, name)),
         absent(lambda: take(store, name)),
+        absent(receive),
+        absent(receive),
         absent(lambda: take(store, name, whole=False)),
         absent(lambda: subvolume(path)),  # not on the disk yet, nor in the trees
         absent(path.mkdir),
