@@ -36,8 +36,8 @@ _WAITING = 10_000
 _PATIENCE = 10.0
 """Seconds between two tries to write such a file."""
 _GATHERING = 0.05
-"""Seconds in which more may come before it is written, if nobody waits for it: each write takes
-time from the call that comes next."""
+"""Seconds in which more calls may come before they are written, if nobody waits for it: each write
+takes time from the call that comes next."""
 _NOT_OURS = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 """The file is broken, or was never a database (sqlite.org/rescode.html)."""
 
@@ -121,7 +121,7 @@ class History:
         self._changed = threading.Condition()
         self._tasks: deque[Task] = deque(maxlen=_WAITING)
         self._hurry = threading.Event()
-        """Set by whom waits for what is in the queue."""
+        """Set when what is in the queue is to be written at once."""
         self._writing = False
         self._stopping = False
         self._memories: dict[str, Memory] = {}
@@ -187,12 +187,14 @@ class History:
         if memory is not None:
             with self._changed:
                 self._memories[job] = memory
+            self._hurry.set()
         self._add(write)
 
     def remember(self, memories: Mapping[str, Memory]) -> None:
         """Note what is to be remembered of some jobs, in one step."""
         with self._changed:
             self._memories |= memories
+        self._hurry.set()
         self._add(lambda connection: _write_memories(connection, memories))
 
     def forget(self, jobs: Sequence[str]) -> None:
