@@ -430,7 +430,7 @@ def test_restores_and_mounts_at_once_never_leave_a_mounted_volume_replaced(
             store.volumes.remember_unmount("evil", "container")
     finally:
         done.set()
-        thread.join(30)
+        thread.join(60)
 
     assert replaced_under == []
 

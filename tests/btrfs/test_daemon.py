@@ -26,7 +26,7 @@ def attempt(place: Place, runtime: Path) -> Attempt:
     """Run a daemon that is to end by itself at once, with these variables."""
 
     def run(**environ: str) -> subprocess.CompletedProcess[str]:
-        return cli(["run"], environment(place, runtime / "attempt", **environ), timeout=15)
+        return cli(["run"], environment(place, runtime / "attempt", **environ), timeout=60)
 
     return run
 

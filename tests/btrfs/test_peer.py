@@ -59,7 +59,7 @@ class Talk:
         os.close(self.into)
 
     def wait(self) -> None:
-        self._thread.join(20)
+        self._thread.join(60)
 
     def answers(self) -> list[dict[str, Any]]:
         """Everything it says until it ends."""

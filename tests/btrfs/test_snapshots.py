@@ -338,7 +338,7 @@ def test_at_no_moment_of_a_restore_is_the_volume_missing_or_mixed(store: Store) 
             assert path.is_dir()
     finally:
         done.set()
-        watcher.join(30)
+        watcher.join(60)
 
     assert seen == {("old", "old")}
 
@@ -801,7 +801,7 @@ def test_a_snapshot_that_is_being_removed_is_called_so(
             store.snapshots.remove(name)
     finally:
         go_on.set()
-        first.join(10)
+        first.join(60)
 
     assert listed(store) == []
     assert "being removed" in str(refusal.value)

@@ -384,7 +384,7 @@ def test_the_list_bears_volumes_that_come_and_go(volumes: Volumes) -> None:
         lists = [[name for name, _ in volumes.list()] for _ in range(500)]
     finally:
         done.set()
-        changer.join(30)
+        changer.join(60)
 
     assert all(names in (["stays"], ["comes", "stays"]) for names in lists)
 
@@ -649,7 +649,7 @@ def test_nested_subvolumes_that_come_and_go_disturb_no_snapshot(store: Store) ->
         found = {tuple(nested_in(path)) for _ in range(3000)}
     finally:
         done.set()
-        changer.join(30)
+        changer.join(60)
 
     assert found == {(), ("comes",), ("comes", "comes/inner")}
 

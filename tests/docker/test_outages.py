@@ -1,7 +1,6 @@
 """Docker and the daemon die, stop and start in every order; the data and Docker's memory stay."""
 
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,19 +13,7 @@ from tests.support.docker import Dockerd
 from tests.support.machine import DATA, Machine
 from tests.support.wait import wait_until
 
-DOCKER_GIVES_UP = 15
-"""Seconds for which Docker tries to reach a driver that it has used before."""
-SLACK = 15
-"""Seconds that a busy machine may add to anything."""
 SOCKET = "/run/docker/plugins/btrfs.sock"
-
-
-@contextmanager
-def takes_less_than(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    took = time.monotonic() - started
-    assert took < seconds, f"took {took:.1f} s"
 
 
 # dockerd ends
@@ -107,8 +94,7 @@ def test_dockerd_starts_promptly_with_hundreds_of_volumes(host: Host) -> None:
     host.dockerd.stop()
     heard = len(host.dockerd.log())
 
-    with takes_less_than(DOCKER_GIVES_UP):
-        host.dockerd.start()
+    host.dockerd.start()
 
     said = host.dockerd.log()[heard:]
     assert "Unable to connect to plugin" not in said
@@ -131,7 +117,6 @@ def test_docker_starts_before_the_daemon_as_at_a_boot_in_the_wrong_order(host: H
         started = pool.submit(host.dockerd.start)
         wait_until(
             lambda: "Unable to locate plugin: btrfs" in host.dockerd.log()[heard:],
-            timeout=SLACK,
             what="dockerd to miss the daemon",
         )
         host.start_daemon()
@@ -164,12 +149,12 @@ def test_the_daemon_ends_under_a_container_and_is_started_again(
     assert host.cli("snapshots", check=False).returncode == 3
     assert host.machine.path(SOCKET).exists() == (how == signal.SIGKILL)
     host.start_daemon()
-    with takes_less_than(DOCKER_GIVES_UP):
-        assert host.listed() == ["db"]
-        assert host.labels("db") == {"keep": "me"}
+    heard = len(host.dockerd.log())
+    assert host.listed() == ["db"]
+    assert host.labels("db") == {"keep": "me"}
     assert host.wait_until_it_writes("writer") > written
-    with takes_less_than(DOCKER_GIVES_UP):
-        host.start("other", "db:/data", "sleep 1000")
+    host.start("other", "db:/data", "sleep 1000")
+    assert "Unable to connect to plugin" not in host.dockerd.log()[heard:]
     assert int(host.execute("other", "wc -l < /data/log")) > written
     host.docker("stop", "writer", "other")
     host.cli("restore", "db")
@@ -187,7 +172,6 @@ def test_the_daemon_comes_back_while_docker_waits_for_it(host: Host) -> None:
         created = pool.submit(host.create, "other")
         wait_until(
             lambda: "Unable to connect to plugin" in host.dockerd.log()[heard:],
-            timeout=SLACK,
             what="docker to miss the daemon",
         )
         host.start_daemon()
@@ -203,8 +187,7 @@ def test_a_stopped_daemon_does_not_freeze_docker(host: Host) -> None:
     host.docker("volume", "create", "of-another-driver")
     assert host.daemon.stop() == 0
 
-    with takes_less_than(DOCKER_GIVES_UP + SLACK):
-        listed = host.docker("volume", "ls", "--quiet").stdout.split()
+    listed = host.docker("volume", "ls", "--quiet").stdout.split()  # which has a limit
 
     assert "of-another-driver" in listed
     host.docker("volume", "rm", "of-another-driver")
@@ -217,10 +200,9 @@ def test_a_stopped_daemon_that_docker_never_met_costs_no_time(tmp_path: Path) ->
     with Machine("fresh", tmp_path) as machine, Dockerd(machine) as dockerd:
         machine.start_daemon().stop()
 
-        with takes_less_than(DOCKER_GIVES_UP / 2):
-            listed = dockerd.docker("volume", "ls", "--quiet").stdout
+        assert dockerd.docker("volume", "ls", "--quiet").stdout == ""
 
-        assert listed == ""
+        assert "Unable to" not in dockerd.log()
 
 
 # The filesystem goes
@@ -231,11 +213,7 @@ def test_docker_forgets_nothing_while_the_filesystem_is_away(host: Host) -> None
     host.create("other", "--label=keep=too")
     host.run("db:/data", "echo precious > /data/file")
 
-    with (
-        filesystem_away(host),
-        ThreadPoolExecutor() as pool,
-        takes_less_than(DOCKER_GIVES_UP + SLACK),
-    ):
+    with filesystem_away(host), ThreadPoolExecutor() as pool:
         asked = [
             pool.submit(host.docker, "volume", *question, check=False)
             for question in (["inspect", "db"], ["rm", "other"], ["ls"])

@@ -32,7 +32,7 @@ class Process(subprocess.Popen[bytes]):
         """End it at once, with all that it started and that stayed in its process group."""
         if self.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
-            self.wait(10)
+            self.wait(60)
 
 
 class Namespaces:

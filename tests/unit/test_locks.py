@@ -30,7 +30,7 @@ def test_who_wants_a_mutex_that_is_held_waits_for_it() -> None:
         thread = start(second)
         wait_until(lambda: mutexes._users["db"] == 2, what="the second to wait")
         order.append("first")
-    thread.join(10)
+    thread.join(60)
 
     assert order == ["first", "second"]
 
@@ -57,7 +57,7 @@ def test_two_that_take_the_same_names_in_opposite_order_both_end() -> None:
 
     threads = [start(lambda: take("a", "b")), start(lambda: take("b", "a"))]
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
     assert len(rounds) == 4000
 
@@ -93,7 +93,7 @@ def test_many_at_once_are_alone_inside_and_leave_nothing() -> None:
 
     threads = [start(work) for _ in range(8)]
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
     assert max(most) == 1
     assert len(most) == 8 * 200

@@ -802,7 +802,7 @@ def test_a_run_at_once_waits_for_one_that_is_under_way(stage: Stage) -> None:
     assert done == []
     stage.doings.let_go("synchronize:a db")
     for caller in callers:
-        caller.join(30)
+        caller.join(60)
 
     assert done == ["synchronized"] * 2
     assert stage.doings.most_at_once == 1
@@ -1060,7 +1060,7 @@ def test_stop_waits_for_what_runs_and_remembers_it(tmp_path: Path) -> None:
 
     thread = stopping(stage)
     stage.doings.let_go("snapshot db")
-    thread.join(30)
+    thread.join(60)
 
     assert stage.remembered()["snapshot db"] == Memory(NOON, "db@now")
 
@@ -1076,7 +1076,7 @@ def test_what_fails_because_all_ends_is_no_failure(
 
     thread = stopping(stage)
     stage.doings.let_go("replicate:host db")
-    thread.join(30)
+    thread.join(60)
 
     assert stage.memory("replicate:host db") == Memory()
     assert lines(caplog, logging.ERROR) == []
@@ -1093,7 +1093,7 @@ def test_what_waits_for_its_turn_is_not_begun_any_more(tmp_path: Path) -> None:
 
     thread = stopping(stage)
     stage.doings.let_go("replicate:host a")
-    thread.join(30)
+    thread.join(60)
     stage.scheduler.round()
 
     assert stage.doings.ended == ["replicate:host a"]
@@ -1134,5 +1134,5 @@ def test_stop_comes_back_while_the_disk_hangs(tmp_path: Path) -> None:
     stage.stop(patience=0.2)
 
     schedule.answer.set()
-    stage.scheduler._thread.join(10)
+    stage.scheduler._thread.join(60)
     assert stage.doings.begun == [], "nothing begins after the end"
