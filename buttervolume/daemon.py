@@ -93,7 +93,9 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
     connections = allow_connections()
     prepare_directories(config)
     with ExitStack() as stack:
-        note(stack.enter_context(lock(config.volumes_path / names.LOCK_NAME)), config.follow_path)
+        stack.enter_context(lock(config.volumes_path / names.LOCK_NAME))
+        if not note(config):
+            threading.Thread(target=_note_later, args=(config,), name="note", daemon=True).start()
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         leftovers = volumes.leftovers()
@@ -347,9 +349,8 @@ def prepare_directories(config: Config) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[int]:
-    """Hold an exclusive lock on a file, so that no second daemon starts, and give the descriptor.
-    Raises AlreadyRunning.
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, so that no second daemon starts. Raises AlreadyRunning.
 
     Short commands inherit the lock on purpose (see `command.run`): what a killed daemon left
     running ends before the next daemon sweeps.
@@ -365,17 +366,30 @@ def lock(path: Path) -> Iterator[int]:
         except BlockingIOError as error:
             raise AlreadyRunning(path) from error
         os.set_inheritable(descriptor, True)
-        yield descriptor
+        yield
     finally:
         os.close(descriptor)
 
 
-def note(descriptor: int, records: Path) -> None:
+def note(config: Config) -> bool:
     """Note on the lock of the volumes where this daemon remembers its followed ones: a session of
-    another member that would look elsewhere must not be believed."""
+    another member that would look elsewhere must not be believed. Whether that could be done."""
+    records = config.follow_path
     try:
-        attributes.set_records(descriptor, os.path.realpath(records))
+        records.parent.mkdir(0o700, parents=True, exist_ok=True)  # for HISTORY, too
+        attributes.set_records(config.volumes_path / names.LOCK_NAME, str(records))
     except OSError as error:  # the disk may be full
         logging.getLogger(__name__).warning(
-            "cannot note where followed volumes are remembered: %s", error
+            "cannot note where followed volumes are remembered, so other hosts may be refused: %s",
+            error,
         )
+        return False
+    return True
+
+
+def _note_later(config: Config) -> None:
+    """Note it once that can be done."""
+    is_noted = False
+    while not is_noted:
+        time.sleep(config.timer)
+        is_noted = note(config)

@@ -106,7 +106,6 @@ class Peer:
             "drop": self._drop,
         }
         self._attendant: Attendant | None = None
-        self._offered = self._verbs_offered()
 
     def serve(self) -> bool:
         """Answer until the other side has no more requests; False if that ended otherwise. Raises
@@ -114,7 +113,7 @@ class Peer:
         greeting = {
             "buttervolume": PROTOCOL,
             "node": self._config.node,
-            "verbs": sorted(self._offered),
+            "verbs": sorted(self._verbs_offered()),
             "stream": stream_version(),
             "time": int(time.time()),
         }
@@ -138,12 +137,12 @@ class Peer:
         return False
 
     def _verbs_offered(self) -> frozenset[str]:
-        """What can be asked for. Followed volumes are left out where the daemon remembers them
-        in another place than this session looks, as it does with settings in its environment alone:
-        two hosts might use one at the same time."""
+        """What can be asked for. Followed volumes are left out unless the daemon has said that it
+        remembers them where this session looks. It does not with settings in its environment alone,
+        and two hosts might use one at the same time."""
         verbs = self._guard.verbs
-        noted = attributes.records(self._config.volumes_path / LOCK_NAME)
-        if noted in (None, os.path.realpath(self._config.follow_path)):
+        lock = self._config.volumes_path / LOCK_NAME
+        if attributes.are_records(lock, str(self._config.follow_path)):
             return verbs
         return verbs - {"follow", "drop"}
 
@@ -351,7 +350,7 @@ class Peer:
     def _follow(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do what another member asks about a volume that follows its service."""
         volume = self._guard.check_volume(_text(request["volume"]))
-        if "follow" not in self._offered:
+        if "follow" not in self._verbs_offered():  # there may be another daemon by now
             raise NotAllowed(f"{volume}: the daemon here remembers followed volumes elsewhere")
         if self._attendant is None:
             self._attendant = self._attend(self._sender())
@@ -366,7 +365,8 @@ class Peer:
 
     def _follows(self, volume: str) -> bool:
         """Whether this host is, or was, a member of a volume that follows its service."""
-        if (self._config.follow_path / f"{volume}.json").exists():
+        noted = attributes.records(self._config.volumes_path / LOCK_NAME)
+        if Path(noted or self._config.follow_path, f"{volume}.json").exists():
             return True
         try:
             with btrfs.opened(self._config.volumes_path / volume) as root:

@@ -30,9 +30,9 @@ _BACKUP = "backup of "
 _FORK = "fork of "
 
 
-def set_records(lock: int, directory: str) -> None:
-    """Say on the open lock of the volumes where its daemon remembers followed ones. OSError."""
-    value = os.fsencode(directory)
+def set_records(lock: Path | int, directory: str) -> None:
+    """Say on the lock of the volumes where its daemon remembers followed ones. OSError."""
+    value = _place(directory)
     if _value(lock) != value:
         os.setxattr(lock, _RECORDS, value)
 
@@ -40,7 +40,22 @@ def set_records(lock: int, directory: str) -> None:
 def records(lock: Path) -> str | None:
     """Where the daemon, or the last one, remembers followed volumes; None if none has said so."""
     value = _value(lock)
-    return None if value is None else os.fsdecode(value)
+    return None if value is None else os.fsdecode(value.partition(b"\0")[0])
+
+
+def are_records(lock: Path, directory: str) -> bool:
+    """Whether the daemon, or the last one, has said that it remembers them in this directory."""
+    return _value(lock) == _place(directory)
+
+
+def _place(directory: str) -> bytes:
+    """A path, and what is there: the managed plugin and its host see two directories at one path.
+    The directory itself may not be there yet, but what it is in is."""
+    path = os.path.realpath(directory)
+    above, found = os.path.dirname(path), ""
+    with suppress(OSError):
+        found = f"{os.statvfs(above).f_fsid:x} {os.stat(above).st_ino}"
+    return os.fsencode(path) + b"\0" + found.encode()
 
 
 def _value(lock: Path | int) -> bytes | None:

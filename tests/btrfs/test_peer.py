@@ -16,31 +16,53 @@ from buttervolume.hosts.guard import Guard
 from buttervolume.hosts.peer import SILENCE, Peer
 from buttervolume.names import LOCK_NAME, receiving_note
 from buttervolume.store import attributes
-from tests.btrfs.harness import Daemon, Place, btrfs, entries, subvolume
+from tests.btrfs.conftest import StartDaemon
+from tests.btrfs.harness import REPOSITORY, Daemon, Place, btrfs, entries, subvolume
+from tests.support.wait import wait_until
 
 ONE, TWO = "db@2026-11-26T10:00:00.000000", "db@2026-11-26T11:00:00.000000"
 PUSH = Guard(frozenset(["push"]))
+FULL_AT_FIRST = """
+import errno, os
+real, tries = os.setxattr, []
+
+def setxattr(path, name, *rest, **more):
+    if name.endswith(".records") and not tries:
+        tries.append(name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return real(path, name, *rest, **more)
+
+os.setxattr = setxattr
+"""
+"""Lets the disk have no room for the first note. Python reads it when it starts."""
 
 
 class Talk:
     """A session in a thread, over two pipes."""
 
-    def __init__(self, place: Place, guard: Guard | None = None, silence: float = 20) -> None:
+    def __init__(
+        self,
+        place: Place,
+        guard: Guard | None = None,
+        silence: float = 20,
+        history: Path | None = None,
+    ) -> None:
         environ = {
             "BUTTERVOLUME_VOLUMES_PATH": str(place.volumes),
             "BUTTERVOLUME_SNAPSHOTS_PATH": str(place.snapshots),
             "BUTTERVOLUME_NODE": "beta",
+            "BUTTERVOLUME_HISTORY": str(history or ""),
         }
         self._stdin, self.into = os.pipe()
         self.out, self._stdout = os.pipe()
-        settings = config.load(environ, Path("/nonexistent"))
+        loaded = config.load(environ, Path("/nonexistent"))
         self._peer = Peer(
-            settings,
+            loaded,
             guard or Guard(),
             self._stdin,
             self._stdout,
             silence,
-            attend=lambda asker: Attendant(member_of(settings), asker),
+            attend=lambda asker: Attendant(member_of(loaded), asker),
         )
         self.ended_well: bool | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -60,6 +82,14 @@ class Talk:
 
     def wait(self) -> None:
         self._thread.join(60)
+
+    def answer(self) -> dict[str, Any]:
+        """The next thing that it says."""
+        said = b""
+        while not said.endswith(b"\n"):
+            said += os.read(self.out, 1) or b"{}\n"
+        answer: dict[str, Any] = json.loads(said)
+        return answer
 
     def answers(self) -> list[dict[str, Any]]:
         """Everything it says until it ends."""
@@ -133,20 +163,69 @@ def test_followed_volumes_that_the_daemon_remembers_elsewhere_are_not_talked_abo
     lock = place.volumes / LOCK_NAME
     records = Path(daemon.environ["BUTTERVOLUME_SCHEDULE"]).parent / "follow"
     assert attributes.records(lock) == str(records)
+    assert ask_about_db(place) == (False, "NotAllowed")
+    attributes.set_records(lock, str(config.load({}, Path("/nonexistent")).follow_path))
+    assert ask_about_db(place) == (True, None)
 
-    def asked() -> tuple[bool, object]:
-        talk = Talk(place, Guard(frozenset(["follow"])))
-        talk.say(do="hello", node="alpha")
-        talk.say(do="follow", what="report", volume="db")
-        talk.hang_up()
-        greeting, answer = talk.answers()
-        return "follow" in greeting["verbs"], answer.get("code")
 
-    assert asked() == (False, "NotAllowed")
-    descriptor = os.open(lock, os.O_RDWR)
-    attributes.set_records(descriptor, str(config.load({}, Path("/nonexistent")).follow_path))
-    os.close(descriptor)
-    assert asked() == (True, None)
+def ask_about_db(place: Place, history: Path | None = None) -> tuple[bool, object]:
+    """Whether a session offers to talk about followed volumes, and the code of the error if it is
+    asked to."""
+    talk = Talk(place, Guard(frozenset(["follow"])), history=history)
+    talk.say(do="hello", node="alpha")
+    talk.say(do="follow", what="report", volume="db")
+    talk.hang_up()
+    greeting, answer = talk.answers()
+    return "follow" in greeting["verbs"], answer.get("code")
+
+
+def test_nor_are_those_that_no_daemon_has_said_to_remember(place: Place, snapshots: Path) -> None:
+    """No daemon has ever run on these volumes, or it could not write: the one that runs may have
+    its volumes, or what it remembers, elsewhere."""
+    assert ask_about_db(place) == (False, "NotAllowed")
+    (place.volumes / LOCK_NAME).touch()
+    assert ask_about_db(place) == (False, "NotAllowed")
+
+
+def test_another_directory_at_the_same_path_is_elsewhere(place: Place, snapshots: Path) -> None:
+    """The managed plugin and its host have an /etc/buttervolume each, and the same volumes."""
+    (place.volumes / LOCK_NAME).touch()
+    above = place.directory / "etc"
+    above.mkdir()
+    history = above / "history.sqlite"
+    attributes.set_records(place.volumes / LOCK_NAME, str(above / "follow"))
+    assert ask_about_db(place, history) == (True, None)
+    above.rename(place.directory / "of the host")
+    above.mkdir()
+    assert ask_about_db(place, history) == (False, "NotAllowed")
+
+
+def test_a_session_talks_of_them_no_longer_than_a_daemon_remembers_them_here(
+    place: Place, snapshots: Path, daemon: Daemon
+) -> None:
+    lock = place.volumes / LOCK_NAME
+    attributes.set_records(lock, str(config.load({}, Path("/nonexistent")).follow_path))
+    talk = Talk(place, Guard(frozenset(["follow"])), silence=300)
+    talk.say(do="hello", node="alpha")
+    talk.say(do="follow", what="report", volume="db")
+    assert "follow" in talk.answer()["verbs"]
+    assert "report" in talk.answer()
+    daemon.stop()
+    daemon.start()
+    talk.say(do="follow", what="report", volume="db")
+    assert talk.answer()["code"] == "NotAllowed"
+    talk.hang_up()
+    talk.wait()
+
+
+def test_a_daemon_notes_later_what_it_could_not_note_on_a_full_disk(
+    place: Place, runtime: Path, start_daemon: StartDaemon
+) -> None:
+    (runtime / "sitecustomize.py").write_text(FULL_AT_FIRST)
+    daemon = start_daemon(PYTHONPATH=f"{runtime}:{REPOSITORY}", BUTTERVOLUME_TIMER="1")
+    lock = place.volumes / LOCK_NAME
+    wait_until(lambda: attributes.records(lock) is not None, what="the note")
+    assert "cannot note where followed volumes are remembered" in daemon.stderr()
 
 
 def test_what_says_who_goes_on_with_a_followed_volume_takes_its_own_role(
