@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from buttervolume.errors import (
     ButtervolumeError,
@@ -48,6 +48,7 @@ LOCK_PATIENCE = 10.0
 _BUSY_PATIENCE = 60.0
 """Seconds for which the same copy may be on its way here by other means."""
 _REGROUPINGS = 3
+_T = TypeVar("_T")
 
 
 class _Regroup(Exception):
@@ -88,14 +89,13 @@ class Acquirer:
         """Try once. `done` is called if the volume may be used, while the locks are held; `heard`
         when the members have said how they stand. Raises ButtervolumeError."""
         charter = self._member.report(volume, with_use=False).charter
-        for _ in range(_REGROUPINGS):
-            if charter is None:
-                raise FollowRefused(volume, "it follows nobody any more")
-            try:
-                return self._with(charter, volume, progress, done, heard, by_hand)
-            except _Regroup as error:
-                charter = error.charter
-        raise FollowRefused(volume, "its members change all the time")
+        if charter is None:
+            raise FollowRefused(volume, "it follows nobody any more")
+
+        def attempt(charter: Charter) -> Answer:
+            return self._with(charter, volume, progress, done, heard, by_hand)
+
+        return with_members(self._member.name, volume, charter, attempt)
 
     def _with(
         self,
@@ -107,7 +107,6 @@ class Acquirer:
         by_hand: bool,
     ) -> Answer:
         me = self._member.name
-        check_is_member(me, volume, charter)
         group = Group(me, charter.members, charter.policy)
         patient = not self._member.owns(volume) or group.must_tell()
         limit = LOGIN_PATIENCE if patient else OWNERS_PATIENCE
@@ -147,7 +146,7 @@ class Acquirer:
             case Look(members):
                 reports = {name: reached(links[name]).report() for name in members}
                 heard(links, reports)
-                _check_members(charter, reports)
+                check_members(charter, reports)
                 mine = reports[self._member.name].standing
                 is_known = any(report.standing.known for report in reports.values())
                 if mine.in_use and is_known and mine.role not in (Role.OWNER, Role.GRANTED):
@@ -165,7 +164,7 @@ class Acquirer:
                 epoch = line[-1]
                 how = f"{epoch.how.value} with {copy.snapshot}" if copy else epoch.how.value
                 self._log.info("%s: epoch %d begins, %s", volume, len(line), how)
-                self._member.publish(volume, line, copy)
+                self._member.publish(volume, line, copy, charter)
                 return True
             case Resume(line):
                 self._member.resume(volume, line)
@@ -211,8 +210,21 @@ def _check_configuration(links: Links) -> None:
             raise link
 
 
-def _check_members(charter: Charter, reports: Mapping[str, Report]) -> None:
-    """Raise _Regroup if somebody knows of a later change of the members or the policy."""
+def with_members(me: str, volume: str, charter: Charter, attempt: Callable[[Charter], _T]) -> _T:
+    """Try something among the members of a volume, and again if one of them knows of later ones,
+    which `check_members` finds out. Raises FollowRefused, and what the attempt raises."""
+    for _ in range(_REGROUPINGS):
+        check_is_member(me, volume, charter)
+        try:
+            return attempt(charter)
+        except _Regroup as error:
+            charter = error.charter
+    raise FollowRefused(volume, "its members change all the time")
+
+
+def check_members(charter: Charter, reports: Mapping[str, Report]) -> None:
+    """Let what `with_members` tries be tried again if somebody knows of a later change of the
+    members or the terms."""
 
     def order(each: Charter) -> tuple[int, int]:
         return len(each.line), each.seq
@@ -222,8 +234,8 @@ def _check_members(charter: Charter, reports: Mapping[str, Report]) -> None:
         raise _Regroup(newest)
 
 
-def _terms(charter: Charter) -> tuple[tuple[str, ...], Policy]:
-    return charter.members, charter.policy
+def _terms(charter: Charter) -> tuple[tuple[str, ...], Policy, int]:
+    return charter.members, charter.policy, charter.every
 
 
 def _lock(link: Link | ButtervolumeError) -> object:

@@ -6,6 +6,7 @@ Each request says `what`:
   ends, which it does by itself if nothing comes for SILENCE seconds.
 - `beat`: `{}`, a sign of life.
 - `report`: `{"report"}`.
+- `busy`, under the lock: `{"busy"}`, why the volume cannot be deleted just now, or nothing.
 - `release`, `grantee`, under the lock: `{"copy"}`, or `{"refused", "in_use"}` with the reason.
 - `hear`, `line`, `dropped`: `{"heard"}`, or `{"refused"}`.
 """
@@ -42,6 +43,7 @@ class Attendant:
             "lock": self._lock,
             "beat": lambda volume, request: {},
             "report": self._report,
+            "busy": self._busy,
             "release": self._release,
             "hear": self._hear,
         }
@@ -81,6 +83,11 @@ class Attendant:
 
     def _report(self, volume: str, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"report": report_to_json(self._member.report(volume))}
+
+    def _busy(self, volume: str, _: Mapping[str, Any]) -> dict[str, Any]:
+        if volume not in self._locked:
+            raise NotAllowed(f"{volume}: what is on its way is told under its lock only")
+        return {"busy": self._member.busy(volume)}
 
     def _release(self, volume: str, request: Mapping[str, Any]) -> dict[str, Any]:
         if volume not in self._locked:

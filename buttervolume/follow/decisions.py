@@ -2,6 +2,8 @@
 
 import logging
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from buttervolume.errors import (
@@ -11,17 +13,23 @@ from buttervolume.errors import (
     NotOwner,
 )
 from buttervolume.follow import machine
-from buttervolume.follow.acquire import LOCK_PATIENCE, LOGIN_PATIENCE
-from buttervolume.follow.charter import Charter
+from buttervolume.follow.acquire import (
+    LOCK_PATIENCE,
+    LOGIN_PATIENCE,
+    check_members,
+    with_members,
+)
+from buttervolume.follow.charter import Charter, Report
 from buttervolume.follow.following import Following
-from buttervolume.follow.link import Connect, Links, linked
-from buttervolume.follow.machine import Begin, Copy, GoOn, Group, Refuse, Role, Standing
+from buttervolume.follow.link import Connect, Link, Links, linked, reached
+from buttervolume.follow.machine import Begin, Copy, GoOn, Group, Refuse, Role
 from buttervolume.follow.options import parse_every, parse_members, parse_policy
 from buttervolume.follow.view import View
 from buttervolume.store.contents import Contents
 from buttervolume.store.snapshots import Snapshots
 
 _AT_ONCE = 8
+_PAUSE = 0.5
 
 
 class Decisions:
@@ -82,7 +90,7 @@ class Decisions:
         if charter.line:
             self._following.check_owner(volume)
         else:
-            self._check_not_used(volume, charter)
+            charter = self._terms_before_use(volume, charter)
         if members is not None:
             others = self._following.peers
             charter = replace(charter, members=parse_members(members, self._member.name, others))
@@ -97,19 +105,23 @@ class Decisions:
         self._rounds.soon(volume)
         return changed
 
-    def _check_not_used(self, volume: str, charter: Charter) -> None:
-        """Raise NotOwner if a member in reach knows of an owner that this host has not heard of."""
+    def _terms_before_use(self, volume: str, charter: Charter) -> Charter:
+        """What was set last, on whichever member in reach, for a volume that has no owner yet.
+        Raises NotOwner if one of them knows of an owner that this host has not heard of."""
         with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
-            for standing in _standings(links).values():
-                if standing.known:
-                    raise NotOwner(volume, standing.known[-1].owner)
+            reports = _reports(links).values()
+        for report in reports:
+            if report.standing.known:
+                raise NotOwner(volume, report.standing.known[-1].owner)
+        charters = [report.charter for report in reports if report.charter]
+        return max(charters, key=lambda each: each.seq, default=charter)
 
     def what_taking_gives(self, volume: str) -> Copy | None:
         """With which copy `take` would go on now; None if with what is here. Raises FollowRefused,
         if the owner answers, or there is nothing to go on with."""
         charter = self._charter(volume)
         with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
-            standings = _standings(links)
+            standings = {name: each.standing for name, each in _reports(links).items()}
         me = self._member.name
         decision = Group(me, charter.members, charter.policy).decide(standings, by_hand=True)
         match decision:
@@ -167,22 +179,39 @@ class Decisions:
         of them cannot be reached, uses it, or does not allow it. Raises NoSuchVolume,
         FollowRefused, HostFailed."""
         charter = self._charter(volume)
-        with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
-            for name in charter.members:
-                link = links[name]
-                if isinstance(link, ButtervolumeError):
-                    raise link
+
+        def attempt(charter: Charter) -> None:
+            self._drop(volume, charter)
+
+        with_members(self._member.name, volume, charter, attempt)
+        self._rounds.forget(volume)
+
+    def _drop(self, volume: str, charter: Charter) -> None:
+        me, members = self._member.name, charter.members
+        with linked(self._member, volume, members, self._connect, LOGIN_PATIENCE) as links:
+            reports = {}
+            for name in members:
+                link = reached(links[name])
                 link.lock(LOCK_PATIENCE)
                 link.check_can_drop()
-                if link.report().standing.in_use:
+                reports[name] = link.report()
+                if reports[name].standing.in_use:
                     raise FollowRefused(volume, f"in use on {name}")
-            with self._rounds.sending_nothing(volume, charter.members):
-                self._check_in_no_transfer(volume)
-                for name in sorted(charter.members, key=lambda each: each == self._member.name):
-                    link = links[name]
-                    if not isinstance(link, ButtervolumeError):
-                        link.drop()
-        self._rounds.forget_names()
+            check_members(charter, reports)
+            self._wait_for_transfers(volume, [reached(links[name]) for name in members])
+            for name in sorted(members, key=lambda each: each == me):
+                reached(links[name]).drop()
+
+    def _wait_for_transfers(self, volume: str, links: Sequence[Link]) -> None:
+        """Wait until no copy is on its way between the members; they are locked, so that no round
+        begins to send another. Raises FollowRefused if that takes long."""
+        deadline = time.monotonic() + LOCK_PATIENCE
+        for link in links:
+            while said := link.busy():
+                if time.monotonic() > deadline:
+                    raise FollowRefused(volume, f"{said}; try again when that is done")
+                time.sleep(_PAUSE)
+        self._check_in_no_transfer(volume)
 
     def _check_in_no_transfer(self, volume: str) -> None:
         held = self._snapshots.in_transfer.held()
@@ -207,10 +236,10 @@ class Decisions:
         return charter or own
 
 
-def _standings(links: Links) -> dict[str, Standing]:
-    """How those members stand that can be reached."""
+def _reports(links: Links) -> dict[str, Report]:
+    """What those members say of themselves that can be reached."""
     return {
-        name: link.report().standing
+        name: link.report()
         for name, link in links.items()
         if not isinstance(link, ButtervolumeError)
     }

@@ -96,11 +96,12 @@ class Following:
     def found(self, volume: str, charter: Charter) -> tuple[bool, str]:
         """Let a volume that is here follow its service from now on; one that does already is left
         as it is. Returns whether it begins to, and a warning, if there is something to know."""
+        self.rounds.forget(volume)
         if self.member.charter(volume) is not None:
             return False, ""
         with self.member.lock(volume, self.member.name, LOCK_PATIENCE):
             self.member.found(volume, charter)
-        self.rounds.forget_names()
+        self.rounds.forget(volume)
         try:
             self.member.check_nothing_nested(volume)
         except FollowRefused as error:
@@ -117,7 +118,7 @@ class Following:
         with self.member.lock(volume, self.member.name, LOCK_PATIENCE):
             self.member.part(volume)
             yield
-        self.rounds.forget_names()
+        self.rounds.forget(volume)
 
     # Mount and Unmount
 

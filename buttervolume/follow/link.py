@@ -54,6 +54,10 @@ class Link(Protocol):
     def check_can_drop(self) -> None:
         """Raise FollowRefused if the member would not delete the volume."""
 
+    def busy(self) -> str:
+        """Why the volume cannot be deleted there just now, its lock being held: a copy of it is on
+        its way. Empty if none is. Raises HostFailed."""
+
     def drop(self) -> None:
         """Have the member delete the volume for good; its lock is held. Raises HostFailed."""
 
@@ -97,6 +101,10 @@ class Here:
 
     def check_can_drop(self) -> None:
         """This host would."""
+
+    def busy(self) -> str:
+        """What is on its way from here, or to here."""
+        return self._member.busy(self._volume)
 
     def drop(self) -> None:
         """Delete the volume here."""
@@ -166,6 +174,10 @@ class Remote:
                 "it on each member by itself, with docker volume rm and buttervolume rm",
             )
 
+    def busy(self) -> str:
+        """Ask what is on its way from there, or to there."""
+        return str(self._ask("busy")["busy"])[:1000]
+
     def drop(self) -> None:
         """Have the member delete the volume."""
         with self._turn:
@@ -218,7 +230,8 @@ class Connector:
                     volume,
                     f"{member} has no buttervolume that lets volumes follow their services, or the "
                     "key that this host has there is not for the role follow, or the daemon there "
-                    "has HISTORY or SCHEDULE in its environment alone: ssh sees config.ini only",
+                    "has never run, or has settings in its environment alone: ssh sees config.ini "
+                    "only",
                 )
             if opened.node != member:
                 raise FollowRefused(

@@ -29,13 +29,14 @@ from buttervolume.errors import (
 from buttervolume.follow import machine
 from buttervolume.follow.charter import Charter, Record, Report
 from buttervolume.follow.machine import Copy, Line, Role, Standing, Version
+from buttervolume.hosts import intake
 from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import copy as copy_subvolume
 from buttervolume.store.snapshots import Snapshots, left_out
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs, files, inodes, mounts
-from buttervolume.system.locks import lock_file
+from buttervolume.system.locks import lock_file, share_file
 from buttervolume.words import enumerated
 
 NOT_SEEN_LIMIT = 30.0
@@ -44,6 +45,7 @@ _ATTRIBUTE = attributes.PREFIX + attributes.FOLLOW
 _MOST_TOLD = 500
 """Copies that a member tells the others of, beside the newest of each line."""
 _TICK = 0.1
+_LONGEST_NOTE = 1024
 
 
 def charter_of(path: Path) -> Charter | None:
@@ -227,9 +229,9 @@ class Member:
 
     def overhear(self, volume: str, line: Line, dropped: frozenset[str]) -> None:
         """The same from a member that has locked this one alone: the volume may have been deleted
-        since it looked, and then nothing is remembered."""
-        is_here = self._file(volume, "json").exists() or self.exists(volume)
-        if is_here or self._catalog.list(volume).snapshots:
+        since it looked, and a new one may have its name. Who knows nothing of it is not told of it
+        so, and asks the others before it uses it."""
+        if self.report(volume, with_use=False).standing.known:
             self.hear(volume, line, dropped)
 
     # Locks
@@ -238,24 +240,53 @@ class Member:
     def lock(self, volume: str, holder: str, patience: float = 0.0) -> Iterator[None]:
         """Lock a volume on this member for one that looks for it; raises FollowBusy, naming who
         has the lock, after so many seconds."""
-        path = self._file(volume, "lock")
-        try:
-            self._make_directory()
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(path, flags, 0o600)
-        except OSError as error:
-            raise OperationFailed(f"lock {path}", error) from error
-        try:
+        with self._opened(volume, "lock") as descriptor:
             try:
                 lock_file(descriptor, patience, _TICK)
             except BlockingIOError as error:
-                other = os.pread(descriptor, 255, 0).decode(errors="replace")
+                other = os.pread(descriptor, _LONGEST_NOTE, 0).decode(errors="replace")
                 raise FollowBusy(volume, other or "somebody") from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+            _write_note(descriptor, holder)
             yield
+
+    @contextmanager
+    def _opened(self, volume: str, kind: str) -> Iterator[int]:
+        """A file to be locked; the lock goes with the block."""
+        path = self._file(volume, kind)
+        try:
+            self._make_directory()
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise OperationFailed(f"lock {path}", error) from error
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def sending(self, volume: str, hosts: Sequence[str]) -> Iterator[None]:
+        """Send copies of a volume to hosts in the block, which begins while the lock is held: who
+        has the lock then can see it, in whatever process (see `busy`)."""
+        with self._opened(volume, "sending") as descriptor:
+            share_file(descriptor)
+            _write_note(descriptor, enumerated(hosts))
+            yield
+
+    def busy(self, volume: str) -> str:
+        """Why a volume cannot be deleted just now, its lock being held: a copy of it is on its way,
+        in words. Empty if none is."""
+        if self._file(volume, "sending").exists():  # there may be no room for it on the disk
+            with self._opened(volume, "sending") as descriptor:
+                try:
+                    lock_file(descriptor, 0, _TICK)
+                except BlockingIOError:
+                    hosts = os.pread(descriptor, _LONGEST_NOTE, 0).decode(errors="replace")
+                    return f"it is being sent to {hosts or 'others'} from {self.name}"
+        try:
+            arriving = intake.arriving(self._catalog.path, volume)
+        except OSError as error:
+            raise OperationFailed(f"look for copies of {volume}", error) from error
+        return f"{arriving} is on its way to {self.name}" if arriving else ""
 
     # Use
 
@@ -382,18 +413,28 @@ class Member:
 
     def drop(self, volume: str) -> None:
         """Delete a volume for good, with its snapshots and all that is remembered of it."""
-        for snapshot in self._catalog.list(volume).snapshots:
-            with suppress(NoSuchSnapshot):  # somebody else has removed it meanwhile
-                self._snapshots.remove(str(snapshot.name))
+        self._remove_snapshots(volume)
         if self.exists(volume):
             self._volumes.remove(volume)
+        self._remove_snapshots(volume)  # somebody may have taken one
         try:
-            for kind in ("json", "uses"):  # who waits for the lock has the file open
+            for kind in ("json", "uses", "sending"):  # who waits for the lock has the file open
                 self._file(volume, kind).unlink(missing_ok=True)
             if self._directory.is_dir():
                 files.sync_directory(self._directory)
         except OSError as error:
             raise OperationFailed(f"forget volume {volume}", error) from error
+
+    def _remove_snapshots(self, volume: str) -> None:
+        """Remove the snapshots of a volume, and what is left of copies that never became whole."""
+        found = self._catalog.list(volume)
+        try:
+            deleted, _ = self._snapshots.remove_many(found.names)
+        except OSError as error:
+            raise OperationFailed(f"delete the snapshots of {volume}", error) from error
+        for name in {*found.names, *map(str, found.incomplete)}.difference(deleted):
+            with suppress(NoSuchSnapshot):  # somebody else has removed it meanwhile
+                self._snapshots.remove(name)
 
     def check_nothing_nested(self, volume: str) -> None:
         """Raise FollowRefused if there are subvolumes in a volume, which are in no snapshot."""
@@ -422,10 +463,11 @@ class Member:
         record = replace(self.record(volume), role=Role.OWNER, granted_to=None, known=line)
         self.remember(volume, replace(record, begun=None))
 
-    def publish(self, volume: str, line: Line, found: Copy | None) -> None:
+    def publish(self, volume: str, line: Line, found: Copy | None, terms: Charter) -> None:
         """Begin an epoch: put the content of a copy that is here, and the line, in the place of the
-        volume, in one step. Without a copy the volume stays as it is. Raises OperationFailed,
-        FollowRefused if something uses what would be replaced."""
+        volume, in one step. Without a copy the volume stays as it is, and gets the terms that were
+        set last, by whichever member. Raises OperationFailed, FollowRefused if something uses what
+        would be replaced."""
         record = self.record(volume)
         self.remember(volume, replace(record, begun=line[-1].id))
         made = None
@@ -435,7 +477,7 @@ class Member:
                 charter = charter_of(path)
                 if charter is None:
                     raise FollowRefused(volume, "it follows nobody any more")
-                set_charter(path, replace(charter, line=line))
+                set_charter(path, replace(terms, line=line, seq=charter.seq))
                 btrfs.sync(path)
             else:
                 made = self._replace(volume, line, found)
@@ -550,6 +592,13 @@ class Member:
                             yield copy.version
                 except OSError:
                     continue  # removed meanwhile, or it cannot be told: then it is a fork
+
+
+def _write_note(descriptor: int, text: str) -> None:
+    """Say in a locked file whose lock it is, or for what: advice, which a full disk takes not."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _worth_telling(copies: list[Copy]) -> tuple[Copy, ...]:

@@ -4,10 +4,11 @@ what has become of them is heard."""
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from buttervolume.errors import (
     ButtervolumeError,
@@ -54,7 +55,7 @@ class Rounds:
         self._send = send
         self._log = logging.getLogger(__name__)
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
-        self._sending = Mutexes(_is_being_sent)
+        self._sending = Mutexes()
         """One per volume and member: of two that send, the second may find that all is done."""
         # protects all below, for a moment at a time
         self._guard = threading.Lock()
@@ -97,10 +98,22 @@ class Rounds:
                 self._log.exception("the round of the followed volumes failed")
             time.sleep(_WAKE)
 
-    def forget_names(self) -> None:
-        """Look again which volumes follow their services."""
+    def forget(self, volume: str) -> None:
+        """Look again which volumes follow their services: this one is new, or gone, and nothing
+        that was heard of a volume of its name is about it."""
+        memories: Sequence[dict[str, Any]] = (
+            self._last,
+            self._asked,
+            self._seen,
+            self._silent,
+            self._problems,
+            self._conflicts,
+            self._failures,
+        )
         with self._guard:
             self._followed_of = None
+            for memory in memories:
+                memory.pop(volume, None)
 
     def soon(self, volume: str) -> None:
         """Look after a volume in the next round."""
@@ -336,10 +349,29 @@ class Rounds:
         """Let every other member have what a volume holds now. Who has it already, by what it said,
         or without `reports` by the markers here, is not asked again. Returns who could not get it,
         with the reason."""
-        with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
-            if not self._member.owns(volume):
-                return {}
-            copy = self._member.copy(volume)
+        others = [member for member in members if member != self._member.name]
+        with ExitStack() as stack:
+            with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
+                if not self._member.owns(volume):
+                    return {}
+                copy = self._member.copy(volume)
+                stack.enter_context(self._member.sending(volume, others))
+            failures = self._send_to(others, volume, copy, reports)
+        with self._guard:
+            self._failures[volume] = failures
+        for member, reason in failures.items():
+            self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
+        return failures
+
+    def _send_to(
+        self,
+        others: Iterable[str],
+        volume: str,
+        copy: Copy,
+        reports: Mapping[str, Report] | None,
+    ) -> dict[str, str]:
+        """Send a copy to those members that have not got it, side by side; who could not get it,
+        with the reason."""
         failures: dict[str, str] = {}
 
         def send(member: str) -> None:
@@ -356,25 +388,12 @@ class Rounds:
             except ButtervolumeError as error:
                 failures[member] = error.reason if isinstance(error, HostFailed) else str(error)
 
-        others = [member for member in members if member != self._member.name]
         threads = [threading.Thread(target=send, args=(other,), daemon=True) for other in others]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        with self._guard:
-            self._failures[volume] = failures
-        for member, reason in failures.items():
-            self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
         return failures
-
-    @contextmanager
-    def sending_nothing(self, volume: str, members: Iterable[str]) -> Iterator[None]:
-        """Keep copies of a volume from being sent to members until the block ends. Raises
-        FollowRefused if one is on its way for some time."""
-        keys = [f"{volume}@{member}" for member in members]
-        with self._sending.patience(LOCK_PATIENCE), self._sending.hold(*keys):
-            yield
 
     def _send_patiently(self, copy: Copy, member: str) -> None:
         """Send a copy, when who sends another one there, at somebody's wish, is done."""
@@ -393,8 +412,3 @@ class Rounds:
             if report is not None:
                 copies = (*report.standing.copies, replace(copy, member=member))
                 seen[member] = replace(report, standing=replace(report.standing, copies=copies))
-
-
-def _is_being_sent(key: str) -> FollowRefused:
-    volume, _, member = key.rpartition("@")
-    return FollowRefused(volume, f"it is being sent to {member}; try again when that is done")

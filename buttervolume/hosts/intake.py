@@ -240,6 +240,29 @@ def notes_in(directory: Path) -> list[Note]:
     return [note for note in map(read_note, paths) if note]
 
 
+def arriving(directory: Path, volume: str) -> str | None:
+    """The name of a copy of a volume that a transfer is bringing now, if there is one."""
+    for note in notes_in(directory):
+        if note.copy.partition("@")[0] == volume and _is_held(note.path):
+            return note.copy
+    return None
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a transfer that is under way has a note."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:  # it is over
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def has_note(directory: Path, name: SnapshotName) -> bool:
     """Whether a copy is not whole yet, or not known to be."""
     return os.path.lexists(directory / names.receiving_note(str(name)))

@@ -277,6 +277,16 @@ class Snapshots:
         stop the others. Raises NoSuchVolume as `plan_purge` does."""
         plan = self.plan_purge(volume, pattern)
         doomed = [str(verdict.name) for verdict in plan.verdicts if not verdict.keep]
+        try:
+            deleted, failed = self.remove_many(doomed)
+        except OSError as error:
+            raise OperationFailed(f"purge volume {volume}", error) from error
+        return Purged(deleted, failed, plan.warning)
+
+    def remove_many(self, doomed: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Remove whole snapshots and markers in as few commands as there can be: those that are
+        gone, from the disk, too; and those that could not be removed, with the reason. What a
+        transfer needs is in neither, and stays. OSError."""
         with self.in_transfer.claim(doomed) as claimed:
             paths = {f"{self._catalog.path}/{name}": name for name in doomed if name in claimed}
             failed = {
@@ -286,11 +296,8 @@ class Snapshots:
             }
             deleted = tuple(name for name in paths.values() if name not in failed)
             if deleted:
-                try:
-                    self._names_on_disk.sync()
-                except OSError as error:
-                    raise OperationFailed(f"purge volume {volume}", error) from error
-        return Purged(deleted, failed, plan.warning)
+                self._names_on_disk.sync()
+        return deleted, failed
 
 
 def _deleted_as_protected(path: Path) -> bool:

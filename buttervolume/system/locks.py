@@ -110,6 +110,12 @@ class Holds:
             raise self._busy(name)
 
 
+def share_file(descriptor: int) -> None:
+    """Lock an open file together with all who share it, until its last descriptor is closed; waits
+    while somebody has it alone (flock(2))."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
 def lock_file(descriptor: int, patience: float, pause: float) -> None:
     """Lock an open file for this process alone, until its last descriptor is closed (flock(2)).
 

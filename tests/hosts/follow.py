@@ -38,6 +38,7 @@ with Connector(1122, "cleo")(sys.argv[2], sys.argv[1], 30) as link:
     print("seen", flush=True)
     while not os.path.exists(sys.argv[3]):
         time.sleep(0.1)
+        link.report()  # else the other side ends the session after a minute
     link.hear(line, frozenset())
     print("told", flush=True)
 """
@@ -190,6 +191,20 @@ class Node(Host):
         yield
         go_on.touch()
         wait_until(lambda: "told" in log.read_text(), LONG, "the end of the round")
+
+    @contextmanager
+    def receiving_nothing(self) -> Iterator[None]:
+        """Let what is sent here not come in before the end of the block."""
+        go_on = f"/run/go-on-{next(IDS)}"
+        script = f"""
+        case $1 in receive) while [ ! -e {go_on} ]; do sleep 0.1; done ;; esac
+        exec "$real" "$@"
+        """
+        with self.shim("btrfs", script):
+            try:
+                yield
+            finally:
+                self.write(go_on, "")
 
     @contextmanager
     def release_to_nobody(self, volume: str, grantee: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import pytest
 
 from buttervolume.follow.machine import Lock
 from tests.hosts.follow import LONG, Container, Node, Trio
-from tests.hosts.harness import MEBIBYTE, VOLUMES
+from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES
 from tests.support.network import Network
 from tests.support.wait import wait_until
 
@@ -539,6 +539,74 @@ def test_while_it_is_being_sent_it_is_not_dropped(trio: Trio, volume: str) -> No
     assert not trio.ann.file(volume, "").exists()
 
 
+def test_no_member_drops_it_while_its_owner_sends_it(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    trio.ann.file(volume, "big").write_bytes(os.urandom(24 * MEBIBYTE))
+    with trio.bob.receiving_nothing():
+        trio.ann.look_after(volume)
+        wait_until(lambda: trio.bob.unfinished(volume), LONG, "the copy to be on its way")
+        copies = trio.ann.copies(volume)
+
+        def is_refused_for_that() -> bool:
+            refused = trio.cleo.cli("follow", "drop", "--yes", volume, check=False)
+            assert refused.returncode, "it is dropped in the middle of a send"
+            return "it is being sent to bob, cleo from ann" in refused.stderr
+
+        wait_until(is_refused_for_that, LONG, "ann to be asked")
+        assert trio.ann.copies(volume) == copies
+        assert trio.ann.read(volume, "log") == "1"
+    drop(trio.cleo, volume)
+    for node in trio.nodes:
+        assert node.snapshot_names(volume) + node.unfinished(volume) == []
+
+
+def test_who_has_not_heard_of_a_new_member_drops_it_there_too(trio: Trio, volume: str) -> None:
+    pair_of(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1", trio.bob)
+    with trio.without(trio.bob):
+        trio.ann.cli("follow", volume, "--members", ALL)
+        replicated(trio, volume, "1", trio.cleo)
+    drop(trio.bob, volume)
+    assert [node.snapshot_names(volume) for node in trio.nodes] == [[], [], []]
+
+
+def test_what_is_told_of_a_dropped_volume_is_not_about_a_new_one(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "old")
+    replicated(trio, volume, "old")
+    assert "owned by ann" in trio.bob.cli("follow", volume, check=False).stdout
+    with trio.cleo.in_a_round(volume, trio.bob):
+        drop(trio.ann, volume)
+        trio.bob.follow(volume, ALL)
+    assert trio.bob.status(volume)["Owner"] is None
+    with trio.without(trio.ann):
+        shown = trio.bob.cli("follow", volume, check=False).stdout
+    assert "not used by anybody yet" in shown
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.status(volume)["Epoch"] == 1, "it begins anew"
+
+
+def test_terms_that_are_set_before_anybody_uses_it_hold(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume, orphan="latest")
+    trio.ann.cli("follow", volume, "--every", "7", "--orphan", "refuse")
+    said = trio.cleo.cli("follow", volume, "--every", "9").stdout
+    assert "every=9 orphan=refuse" in said, "what ann has set stays"
+    trio.bob.start_service(volume).stop()
+    [seen] = json.loads(trio.bob.cli("follow", "--json", volume, check=False).stdout)["Volumes"]
+    assert (seen["Owner"], seen["Every"], seen["Orphan"]) == ("bob", 9, "refuse")
+
+
+def test_it_is_looked_after_though_another_one_had_its_name(trio: Trio, volume: str) -> None:
+    trio.ann.create(volume)
+    assert volume not in trio.ann.cli("follow", check=False).stdout
+    trio.ann.api.call("Remove", Name=volume)
+    trio.ann.follow(volume, ALL)
+    assert volume in trio.ann.cli("follow", check=False).stdout
+
+
 def test_its_owner_can_give_it_other_terms(trio: Trio, volume: str) -> None:
     pair_of(trio, volume)
     used_on(trio.ann, volume, "1")
@@ -565,6 +633,8 @@ def test_dropped_it_is_gone_everywhere_or_nowhere(trio: Trio, volume: str) -> No
     with trio.without(trio.cleo):
         assert "cleo" in trio.ann.cli("follow", "drop", "--yes", volume, check=False).stderr
     assert trio.ann.read(volume, "log") == "1"
+    unfinished = f"{SNAPSHOTS}/{volume}@2026-11-26T10:00:00.000000"
+    trio.bob.run("btrfs", "subvolume", "create", unfinished)
     with trio.cleo.in_a_round(volume, trio.bob):
         drop(trio.ann, volume)
     for node in trio.nodes:
