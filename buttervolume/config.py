@@ -23,6 +23,8 @@ OLDER_DRIVERNAME = "ccomb/buttervolume:latest"
 """The name of the first plugins."""
 LONGEST_PATH, LONGEST_NAME = 4000, 255
 """Bytes of a path, with room for names in it, and of each part (Linux's limits.h)."""
+LONGEST_FILE = 200
+"""Bytes of a file's name, with room for what the names of others beside it have behind it."""
 LONGEST_SOCKET_PATH = 107
 """Bytes, from the size of sun_path in unix(7), less the final NUL."""
 
@@ -110,6 +112,13 @@ def _path(value: str) -> Path:
     return Path(path)
 
 
+def _file(value: str) -> Path:
+    path = _path(value)
+    if not 0 < len(os.fsencode(path.name)) <= LONGEST_FILE:
+        raise ValueError(f"an absolute path of a file, with a name of at most {LONGEST_FILE} bytes")
+    return path
+
+
 def _socket(value: str) -> Path:
     path = _path(value)
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
@@ -192,7 +201,8 @@ def _age(value: str) -> timedelta:
 
 def _share(value: str) -> float:
     number = value.removesuffix("%")
-    if value.endswith("%") and number.isascii() and number.isdigit() and int(number) < 100:
+    is_number = number.isascii() and number.isdigit() and len(number) < 10
+    if value.endswith("%") and is_number and int(number) < 100:
         return int(number) / 100
     raise ValueError("a whole number from 0% to 99%")
 
@@ -231,8 +241,8 @@ _KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "VOLUMES_PATH": ("/var/lib/buttervolume/volumes/", _path),
     "SNAPSHOTS_PATH": ("/var/lib/buttervolume/snapshots/", _path),
     "TEST_REMOTE_PATH": ("/var/lib/buttervolume/received/", _path),
-    "SCHEDULE": ("/etc/buttervolume/schedule.csv", _path),
-    "HISTORY": ("", _path),
+    "SCHEDULE": ("/etc/buttervolume/schedule.csv", _file),
+    "HISTORY": ("", _file),
     "RUNPATH": ("/run/docker", _path),
     "SOCKET": ("", _socket),
     "TIMER": ("60", _whole_number(1, 86400)),
