@@ -328,6 +328,7 @@ class History:
         connection = sqlite3.connect(
             self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = _text
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -376,10 +377,15 @@ class History:
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY)) as connection:
+                connection.text_factory = _text
                 rows = connection.execute(query, values).fetchall()
-            return [_run(row) for row in reversed(rows)]
         except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
             raise OperationFailed("read the history", error) from error
+        found = []
+        for row in reversed(rows):
+            with suppress(OverflowError):  # damaged: its moment is in no calendar
+                found.append(_run(row))
+        return found
 
 
 def parse_since(text: str, now: datetime) -> datetime:
@@ -476,6 +482,11 @@ def _to_database(value: object) -> object:
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     return value
+
+
+def _text(data: bytes) -> str:
+    """A text of the database. SQLite does not notice a byte of it that has changed on the disk."""
+    return data.decode(errors="replace")
 
 
 def _moment(value: int | None) -> datetime | None:

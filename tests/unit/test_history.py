@@ -310,6 +310,39 @@ def test_a_database_that_breaks_while_it_is_used_loses_no_memory(
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE runs SET outcome = CAST(x'ff41' AS TEXT) WHERE id = 1",
+        "UPDATE runs SET started = 1 << 62 WHERE id = 1",
+    ],
+)
+def test_a_value_that_nobody_can_have_written_spoils_nothing_else(
+    diary: Diary, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite looks at pages, not at what is in them."""
+    diary.open()
+    diary.history.record(run(1), "snapshot db", Memory(NOON))
+    diary.history.record(run(2), "snapshot web", Memory(NOON, "done"))
+    diary.close()
+    with closing(sqlite3.connect(diary.path)) as connection:
+        connection.execute(damage)
+        connection.execute(
+            "UPDATE memories SET outcome = CAST(x'ff41' AS TEXT) WHERE job = 'snapshot db'"
+        )
+        connection.commit()
+
+    memories = diary.open()
+    diary.history.record(run(3))
+
+    assert memories == {
+        "snapshot db": Memory(NOON, "\ufffdA"),
+        "snapshot web": Memory(NOON, "done"),
+    }
+    assert diary.found()[-2:] == [run(2), run(3)]
+    assert warnings(caplog) == []
+
+
 def test_a_database_of_a_newer_version_is_put_aside(
     diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
