@@ -35,6 +35,8 @@ def create(services: Services, body: Body) -> Answer:
         options = replace(options, follow=charter.dump().decode())
     names.check_volume_reference(name)
     is_there = services.volumes.exists(name)
+    if not is_there:  # before there is a job of that name, which may be a pattern
+        names.check_new_volume(name)
     warnings = [job.task.warning for job in jobs]
     begins = False
     with services.schedule.adding(jobs) as added:

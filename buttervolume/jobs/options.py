@@ -21,15 +21,16 @@ def split_jobs(volume: str, options: Mapping[str, object]) -> tuple[list[Job], d
     for key, value in options.items():
         if key.partition(":")[0] not in kinds:
             others[key] = value
-        elif value != "":
-            jobs.append(_parse(volume, key, value))
+        elif (job := _parse(volume, key, value)) is not None:
+            jobs.append(job)
     return jobs, others
 
 
-def _parse(volume: str, action: str, value: object) -> Job:
+def _parse(volume: str, action: str, value: object) -> Job | None:
     if not isinstance(value, str):
         raise BadOption(f"{action}={json.dumps(value)} is not valid: the value must be in quotes")
     try:
-        return Job(volume, action, parse_when(value.strip()), True, parse_action(action))
+        task = parse_action(action)
+        return Job(volume, action, parse_when(value.strip()), True, task) if value else None
     except (BadJob, BadName, BadPattern) as error:
         raise BadOption(f"{action}={value!r} is not possible: {error}") from error

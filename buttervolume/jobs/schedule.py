@@ -135,7 +135,7 @@ class Line:
 
     def names(self, volume: str, action: str) -> bool:
         """Whether these are its first two columns, as they are or as they are shown."""
-        first_two = self.columns[:2]
+        first_two = [*self.columns, "", ""][:2]
         return [volume, action] in (first_two, [*map(_printable, first_two)])
 
 

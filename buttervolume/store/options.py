@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from buttervolume import ages
-from buttervolume.errors import BadOption
+from buttervolume import ages, names
+from buttervolume.errors import BadName, BadOption
 
 _COPYONWRITE = {"true": True, "false": False}
 _COMPRESSION = {"false": "", "true": "zstd", "zlib": "zlib", "lzo": "lzo", "zstd": "zstd"}
@@ -60,6 +60,11 @@ def _one_of(values: Mapping[str, object]) -> Callable[[str], object]:
 
 
 def _source(text: str) -> str:
+    check = names.parse_snapshot if "@" in text else names.check_volume_reference
+    try:
+        check(text)
+    except BadName as error:
+        raise ValueError("the name of a volume, or of a snapshot such as db@latest") from error
     return text
 
 

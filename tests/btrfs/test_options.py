@@ -96,6 +96,7 @@ def test_what_is_possible(options: dict[str, object], wanted: Options) -> None:
         *({"gid": text} for text in ("wheel", "99999999999")),
         *({"mode": text} for text in ("rwx", "888", "10000", "-1", "0o755")),
         *({"keep": text} for text in ("1", "forever", "-1d", "1d2h", "9" * 9 + "y")),
+        *({"from": text} for text in ("../db", "a/b", ".hidden", "db@", "@latest", "a@b@c@d")),
         {"From": "db"},
         {"size": 5},
         {"keep": None},
@@ -450,6 +451,18 @@ def test_a_create_that_fails_leaves_neither_volume_nor_row(daemon: Daemon) -> No
     assert len(daemon.call("Schedule.List")["Schedule"]) == 1
     daemon.call("Create", Name="copy", Opts={"from": "db"})
     assert daemon.names() == ["copy", "db"]
+
+
+def test_a_name_that_no_new_volume_can_have_is_in_no_schedule_for_a_moment(daemon: Daemon) -> None:
+    """It could be a pattern, and jobs of all volumes."""
+    daemon.call("Create", Name="db", Opts={"snapshot": "60"})
+    schedule = daemon.directory / "schedule.csv"
+    before = schedule.stat().st_mtime_ns
+
+    for name in ("*", "d*", "a b", "é"):
+        assert "name of a new volume" in daemon.refused("Create", Name=name, Opts={"purge:1m": "1"})
+
+    assert schedule.stat().st_mtime_ns == before
 
 
 def test_a_volume_that_is_to_follow_its_service_is_never_a_plain_one(

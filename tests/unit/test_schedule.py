@@ -437,6 +437,8 @@ def test_the_file_keeps_its_permissions_and_stays_the_link_that_it_was(
         ("db,snap,6,True,x", "db", "snap", "db,snap,6,False,x", "db,snap,6,True,x"),
         ('db,"snapshot,60', "db", '"snapshot', 'db,"""snapshot",60,False', 'db,"""snapshot",60'),
         (" db ,snap,60", " db ", "snap", " db ,snap,60,False", None),
+        ("# snapshots", "# snapshots", "", "# snapshots,,,False", "# snapshots,,"),
+        ('"', '"', "", '"""",,,False', '"""",,'),
     ],
 )
 def test_a_row_that_nobody_can_read_is_switched_and_removed_by_its_first_two_columns(
@@ -513,7 +515,8 @@ def test_whatever_is_in_the_file_a_change_leaves_all_other_lines_byte_by_byte(
 
     # one that is there is removed, by its name or by its text; or a new one comes
     known = [(job.volume, job.action) for job in before.jobs]
-    known += [(row.columns[0], row.columns[1]) for row in before.unreadable if row.columns[1:]]
+    texts_of_two = ([*row.columns, "", ""] for row in before.unreadable)
+    known += [(columns[0], columns[1]) for columns in texts_of_two]
     volume, action = data.draw(st.sampled_from([*known, ("new", "snapshot")]))
     timer = data.draw(st.sampled_from(["delete", "pause", "resume", "7"]))
     with suppress(ButtervolumeError):
@@ -704,6 +707,9 @@ def test_jobs_that_were_added_for_something_that_failed_go_again(
         ("replicate:-x", "60"),
         ("replicate:a", "61 * * * *"),
         ("synchronize:a,a", "60"),
+        ("snapshot:x", ""),
+        ("purge:x", ""),
+        ("replicate:", ""),
     ],
 )
 def test_an_option_that_is_no_good_job_is_refused(key: str, value: object) -> None:
