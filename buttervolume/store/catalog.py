@@ -433,6 +433,10 @@ class Catalog:
         """Whether a restore made a snapshot, of what it replaced."""
         return any(e.is_backup for e in self._entries(name.volume) if e.snapshot.name == name)
 
+    def is_own(self, name: SnapshotName) -> bool:
+        """Whether a snapshot was named here when it was made, by the clock that there was then."""
+        return any(e.is_own for e in self._entries(name.volume) if e.snapshot.name == name)
+
     def newest_date(self, volume: str, now: datetime) -> datetime | None:
         """The newest date of a volume's snapshots and markers that is not in the future."""
         newest = self._newest_dated(volume, now + FUTURE)

@@ -264,6 +264,8 @@ class Snapshots:
         for snapshot in reversed(snapshots):
             if snapshot.taken is None or snapshot.taken <= now + FAR:
                 return None
+            if self._catalog.is_own(snapshot.name):  # whatever has become of its volume
+                return snapshot.name
             try:
                 taken = btrfs.info(self._catalog.path / str(snapshot.name))
                 if taken.parent_uuid == btrfs.info(self._volumes.path_of(volume)).uuid:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from buttervolume.errors import BadName, NoSuchVolume
+from buttervolume.names import parse_snapshot
 from buttervolume.store.retention import parse_pattern
 from buttervolume.store.snapshots import Purged, Snapshots
 from buttervolume.system import btrfs as kernel
@@ -179,6 +180,25 @@ def test_while_the_clock_is_far_behind_a_snapshot_that_was_taken_here_nothing_is
 
     store.snapshots.remove(names[-1])
     assert purge(store, "1h:1d") == Purged((names[0],), {})
+
+
+@pytest.mark.parametrize("since", ["restored", "removed"])
+def test_it_is_the_clock_whatever_has_become_of_the_volume(store: Store, since: str) -> None:
+    subvolume(store.place.volumes / "db", {"file": "x"})
+    make(store.place, [f"db@{at(datetime.now() - age * DAY)}" for age in (9, 8)])
+    newest = store.snapshots.take("db").name
+    if since == "restored":
+        newest = store.contents.restore(newest).backup or ""
+    else:
+        store.volumes.remove("db")
+    behind = store.catalog.moment_of(parse_snapshot(newest))
+    assert behind is not None
+
+    snapshots = Snapshots(store.catalog, store.volumes, lambda: behind - 2 * HOUR)
+    purged = snapshots.purge("db", parse_pattern("1m"))
+
+    assert purged.deleted == ()
+    assert newest in purged.warning
 
 
 def test_a_date_within_the_hour_that_comes_twice_holds_no_purge_up(store: Store) -> None:
