@@ -126,7 +126,10 @@ def _unreachable(path: Path, config: Config) -> NoDaemon:
     import socket
 
     with socket.socket(socket.AF_UNIX) as probe:
-        number = probe.connect_ex(os.fsencode(path))
+        try:
+            number = probe.connect_ex(os.fsencode(path))
+        except OSError as error:  # there is no room for it in an address
+            return NoDaemon(f"{path}: {error}", "choose a shorter RUNPATH")
     if number == errno.EACCES:
         return _not_allowed(path)
     if number:

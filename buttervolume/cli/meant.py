@@ -53,7 +53,8 @@ def meant(arguments: argparse.Namespace, code: str | None = None) -> str:
     """A hint that names the command that was meant; empty if nothing stands out. `code` is the
     kind of error that the daemon named, if it did."""
     find = _HINTS.get(arguments.command)
-    if find in (_sync, _replicate) and code not in (None, "NoSuchVolume", "BadName"):
+    is_of_volumes = find in (_sync, _replicate) or getattr(arguments, "all", False)
+    if is_of_volumes and code not in (None, "NoSuchVolume", "BadName"):
         find = None
     hint = "" if find is None else find(arguments)
     host = getattr(arguments, "origin", None) or getattr(arguments, "host", None)
@@ -126,6 +127,8 @@ def _rm(arguments: argparse.Namespace) -> str:
 
 
 def _send(arguments: argparse.Namespace) -> str:
+    if arguments.all:
+        return f"the host comes first, then the volume: {_command('send', '--all')} <host> <volume>"
     if _is_snapshot(arguments.snapshot):
         return ""
     if _is_snapshot(arguments.host):

@@ -242,9 +242,14 @@ def until(moment: str, now: datetime) -> str:
 
 def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
     """What `snapshots` prints: one a line, or a table."""
-    if not arguments.long and not arguments.json:
-        return _names_of_snapshots(call, arguments.volume)
-    answer = call("VolumeDriver.Snapshot.List", Name=arguments.volume, Details=True)
+    volume = arguments.volume
+    more = {"Details": True} if arguments.long or arguments.json else {}
+    answer = call("VolumeDriver.Snapshot.List", Name=volume, **more)
+    is_unknown = not answer["Snapshots"] and volume is not None and not _exists(call, volume)
+    if is_unknown:
+        say(f"{volume}: there is neither such a volume nor a snapshot of it")
+    if not more or (is_unknown and not arguments.json):
+        return list(answer["Snapshots"])
     if arguments.json:
         return as_json(answer)
     now = datetime.fromisoformat(answer["Now"])
@@ -259,13 +264,6 @@ def snapshots(call: Call, arguments: argparse.Namespace) -> list[str]:
         for each in answer["Details"]
     ]
     return table(["SNAPSHOT", "TAKEN", "HOSTS", "KEPT", "WHY"], rows)
-
-
-def _names_of_snapshots(call: Call, volume: str | None) -> list[str]:
-    names: list[str] = call("VolumeDriver.Snapshot.List", Name=volume)["Snapshots"]
-    if not names and volume is not None and not _exists(call, volume):
-        say(f"{volume}: there is neither such a volume nor a snapshot of it")
-    return names
 
 
 def _exists(call: Call, volume: str) -> bool:

@@ -60,10 +60,14 @@ def test_snapshot_prints_the_name_and_snapshots_lists_it(plugin: Daemon, volume:
     assert set(first + second) <= set(everything)
 
 
-def test_snapshots_of_an_unknown_volume_prints_nothing_and_says_so(plugin: Daemon) -> None:
-    done = plugin.cli("snapshots", "unknown")
+@pytest.mark.parametrize("form", [[], ["--long"], ["--json"]], ids=str)
+def test_snapshots_of_an_unknown_volume_prints_nothing_and_says_so(
+    plugin: Daemon, form: list[str]
+) -> None:
+    done = plugin.cli("snapshots", *form, "unknown")
 
-    assert (done.returncode, done.stdout) == (0, "")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["Details"] == [] if "--json" in form else done.stdout == ""
     assert done.stderr.startswith("buttervolume: unknown: there is neither such a volume")
 
 

@@ -268,6 +268,25 @@ def test_the_managed_plugin_is_asked_for_by_its_name(tmp_path: Path) -> None:
     assert "is not running" in done.stderr
 
 
+def test_a_socket_of_the_plugin_that_no_address_has_room_for_is_told(tmp_path: Path) -> None:
+    fake_docker(tmp_path, f"echo {'a' * 64}")
+    runpath = tmp_path / ("r" * 80)
+    socket = runpath / "plugins" / ("a" * 64) / "btrfs.sock"
+    socket.parent.mkdir(parents=True)
+    socket.touch()
+
+    done = run(
+        "snapshots",
+        PATH=str(tmp_path),
+        BUTTERVOLUME_RUNPATH=str(runpath),
+        BUTTERVOLUME_SOCKET=str(tmp_path / "none.sock"),
+    )
+
+    assert done.returncode == 3
+    [line] = done.stderr.splitlines()
+    assert "too long; choose a shorter RUNPATH" in line
+
+
 def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -> None:
     fake_docker(tmp_path, 'echo "Error: No such plugin: x" >&2; exit 1')
 
@@ -278,9 +297,9 @@ def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -
     assert "docker plugin enable anybox/buttervolume" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["replicate", "sync"])
+@pytest.mark.parametrize("command", ["replicate", "send --all", "sync"])
 def test_the_order_of_words_is_no_hint_where_a_host_has_failed(command: str) -> None:
-    given = arguments(command, "one", "two")
+    given = arguments(*command.split(), "one", "two")
 
     assert "comes first" in meant(given, "NoSuchVolume")
     assert "comes first" not in meant(given, "HostFailed") + meant(given, "SyncFailed")
@@ -288,6 +307,7 @@ def test_the_order_of_words_is_no_hint_where_a_host_has_failed(command: str) -> 
 
 def test_a_host_that_failed_is_one_for_the_doctor() -> None:
     assert "buttervolume doctor b" in meant(arguments("send", "b", "db@2026"), "HostFailed")
+    assert "buttervolume doctor b" in meant(arguments("send", "--all", "b", "db"), "HostFailed")
     assert "buttervolume doctor b" in meant(arguments("restore", "--from", "b", "d"), "HostFailed")
     assert meant(arguments("send", "b", "db@2026"), "Diverged") == ""
 
@@ -451,6 +471,7 @@ def arguments(*words: str) -> argparse.Namespace:
         (["send", "backup", "db"], "buttervolume send backup db@latest"),
         (["send", "backup", "db"], "buttervolume snapshot db"),
         (["send", "db", "b.example.org"], "buttervolume send b.example.org db@latest"),
+        (["send", "--all", "db", "backup"], "buttervolume send --all <host> <volume>"),
         (["receive", "db", "b.example.org"], "buttervolume receive b.example.org db"),
         (["replicate", "db", "b.example.org"], "buttervolume replicate <host> <volume>"),
         (["purge", "db", "4h:1d"], "buttervolume purge 4h:1d db"),
