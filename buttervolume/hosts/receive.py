@@ -8,6 +8,7 @@ from datetime import datetime
 
 from buttervolume import names
 from buttervolume.errors import (
+    AmbiguousName,
     BadName,
     CopyInTheWay,
     HostFailed,
@@ -70,10 +71,11 @@ class Receiver:
 
         What comes are changes of a snapshot that both have, if there is one. When this returns, the
         copy here is verified and on the disk, and the other host keeps its origin as the parent of
-        what comes next. What is here already is a success.
+        what comes next. What is here already is a success. Of a snapshot's name, a beginning will
+        do that only one there has.
 
-        Raises BadName, TransferBusy, HostFailed, NoSuchSnapshot, CopyInTheWay, TooLittleSpace,
-        OperationFailed, Cancelled.
+        Raises BadName, AmbiguousName, TransferBusy, HostFailed, NoSuchSnapshot, CopyInTheWay,
+        TooLittleSpace, OperationFailed, Cancelled.
         """
         names.check_host(host)
         wanted: SnapshotName | None = None
@@ -135,12 +137,20 @@ class Receiver:
             if found is None:
                 raise HostFailed(host, f"{volume}: there is no snapshot of this volume")
         else:
-            found = there.of(wanted)
+            found = there.of(wanted) or self._begun(wanted, there)
             if found is None:
                 raise HostFailed(host, f"{wanted}: no such snapshot")
         if not found.is_whole:
             raise HostFailed(host, f"{found.name}: it is incomplete there, or was changed")
         return found
+
+    def _begun(self, beginning: SnapshotName, there: Side) -> Facts | None:
+        """The one snapshot there whose name begins so, if there is one. Raises AmbiguousName."""
+        whole = (facts for facts in there.of_volume(beginning.volume) if facts.is_whole)
+        meant = [facts for facts in whole if str(facts.name).startswith(str(beginning))]
+        if len(meant) > 1:
+            raise AmbiguousName(str(beginning), (str(facts.name) for facts in meant))
+        return meant[0] if meant else None
 
     @contextmanager
     def _parent(self, origin: Facts, there: Side, here: Side) -> Iterator[Facts | None]:

@@ -78,6 +78,25 @@ def test_a_snapshot_can_be_named(alpha: Host, beta: Host, there: str) -> None:
 
 
 @pytest.mark.usefixtures("with_peer")
+def test_a_beginning_that_one_snapshot_there_has_will_do(
+    alpha: Host, beta: Host, there: str
+) -> None:
+    older = snapshot_with(beta, there, "file", b"1")
+    newer = snapshot_with(beta, there, "file", b"2")
+    beginning = next(older[:end] for end in range(len(older)) if not newer.startswith(older[:end]))
+
+    ambiguous = alpha.api.refused("Snapshot.Receive", Name=f"{there}@2", Host="beta")
+    assert "several snapshots begin so" in ambiguous
+    assert older in ambiguous
+    assert alpha.snapshot_names(there) == []
+    assert receive(alpha, beginning) == older
+    assert receive(alpha, beginning) == older, "the marker there is not meant"
+    assert alpha.snapshot_names(there) == [older]
+    restored = alpha.api.call("Snapshot.Restore", Name=beginning, From="beta")["Restored"]
+    assert restored == older
+
+
+@pytest.mark.usefixtures("with_peer")
 def test_the_way_back_is_restored_in_one_command(alpha: Host, beta: Host, volume: str) -> None:
     first = snapshot_with(alpha, volume, "big", content(4 * MEBIBYTE))
     assert alpha.send(first, beta) == ""
