@@ -24,8 +24,9 @@ REFERENCE_RULE = (
 SNAPSHOT_RULE = "it must be <volume>@<date>, or <volume>@<date>@<host> for a sent marker"
 HOST_RULE = (
     "it must begin with a letter or a digit, followed by letters, digits, '.', '_' or '-', "
-    "at most 98 characters in all; a user, a port or an IPv6 address is said in the ssh "
-    "configuration, below 'Host <name>'"
+    "at most 98 characters in all; a user or an IPv6 address is said in the ssh configuration, "
+    "below 'Host <name>', and the port of all hosts in SSH_PORT (of one host, by its ProxyCommand, "
+    "such as nc %h 2222)"
 )
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 """What leads out of a directory, or disturbs a terminal and a log."""

@@ -7,6 +7,7 @@ it is not locked, the transfer is over.
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -90,7 +91,8 @@ class Intake:
                 btrfs.sync(self.directory)
                 return btrfs.info(path)
         except (CommandFailed, OSError) as error:
-            raise OperationFailed(f"receive {name}", error) from error
+            reason = f"{error}{advice(error.stderr)}" if isinstance(error, CommandFailed) else error
+            raise OperationFailed(f"receive {name}", reason) from error
 
     def _parents(self, name: SnapshotName, identity: UUID | None) -> frozenset[UUID | None]:
         """The UUIDs that the parent of the copy may have. All that `btrfs receive` may take for the
@@ -154,6 +156,17 @@ class Intake:
         ):
             raise OperationFailed(f"receive {path.name}", "the copy is not what was announced")
         btrfs.set_received(path, announced.uuid, announced.ctransid)
+
+
+def advice(said: str) -> str:
+    """What to do about a failure of `btrfs receive`, by what it said; empty if that says enough."""
+    if re.search(r"btrfs\.compression=\S* failed: Invalid argument", said):
+        return (
+            "; the receiving host writes files without copy-on-write, and such ones cannot be "
+            "compressed: mount the filesystem there without nodatacow and nodatasum, or take +C "
+            "off the directory of the snapshots (chattr -C)"
+        )
+    return ""
 
 
 def takes_changes(directory: Path) -> bool:

@@ -211,9 +211,9 @@ class Peer:
         """All that is here of a volume, as lineage needs it, after removing what transfers of the
         same host have left behind."""
         volume = self._guard.check_volume(_text(request["volume"]))
-        if "discard" in self._guard.verbs and self._node:
-            intake.sweep(self._directory, self._node, lambda other: other == volume)
         try:
+            if "discard" in self._guard.verbs and self._node:
+                intake.sweep(self._directory, self._node, lambda other: other == volume)
             btrfs.sync(self._directory)
             found = [*self._facts(volume)]
             known = {facts.tree for facts in found}
@@ -424,12 +424,27 @@ def run(config: Config, guard: Guard, asked: str | None, attend: Attend) -> bool
     `asked` is what it asked sshd for, where this is a forced command.
     """
     try:
+        _check_root()
         if guard.is_on and asked and not wants_session(asked):
             serve_rsync(config, guard, asked)
         return Peer(config, guard, attend=attend).serve()
     except ButtervolumeError as error:
         print(shortened(f"buttervolume: {error}"), file=sys.stderr)  # noqa: T201 - ssh shows it
         return False
+
+
+def _check_root() -> None:
+    """Raise NotAllowed, saying what is needed, for whoever the kernel lets do nothing of this."""
+    user = os.geteuid()
+    if user:
+        try:
+            name = pwd.getpwuid(user).pw_name
+        except KeyError:
+            name = str(user)
+        raise NotAllowed(
+            f"logged in as {name}, who may not work with snapshots and volumes: log in as root "
+            "there (User root in the ssh configuration here)"
+        )
 
 
 def _basis() -> list[tuple[int, int, int] | None]:

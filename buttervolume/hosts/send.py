@@ -29,7 +29,7 @@ from buttervolume.errors import (
 )
 from buttervolume.hosts import lineage, ssh
 from buttervolume.hosts.guard import REFUSED
-from buttervolume.hosts.intake import bind_warning
+from buttervolume.hosts.intake import advice, bind_warning
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
 from buttervolume.hosts.reach import Reach
@@ -515,4 +515,4 @@ def _explain(
     lost = cause.status == ssh.CONNECTION_FAILED
     if parent and not lost and re.search(r"parent subvol|source subvol", cause.stderr):
         return MissingParent(str(parent.facts.name))
-    return HostFailed(host, connection.explain(cause))
+    return HostFailed(host, f"{connection.explain(cause)}{advice(cause.stderr)}")

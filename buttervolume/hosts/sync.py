@@ -50,6 +50,9 @@ _NEVER = ("system.*",)
 """What rsync leaves out by default, as long as there are no rules for attributes (rsync(1)): the
 ACLs among them have an option of their own."""
 _NO_ACLS = re.compile(r"ACLs are not supported|sys_acl_\w+\([^\n]*Operation not supported")
+_NOT_READABLE = "Permission denied (13)"
+"""What rsync says of a file that it may not read there; root may read all."""
+_ADVICE = "; log in as root there (User root in the ssh configuration here)"
 _LONGEST_LINE = 1 << 16
 _REPORT = "%i %M %n"
 """What a dry run prints of an entry that it would change: how, the time there, the name."""
@@ -82,10 +85,12 @@ class _Way:
     """What the shell goes through."""
 
     def explain(self, failure: CommandFailed) -> str:
-        """What was said of a failure of rsync."""
+        """What was said of a failure of rsync, and what to do if that is known."""
+        advice = _ADVICE if _NOT_READABLE in failure.stderr else ""
         if self.connection is None:
-            return ssh.explain(failure)
-        return self.connection.explain(failure, may_be_lost=failure.status in _RSYNC_LOST)
+            return ssh.explain(failure) + advice
+        may_be_lost = failure.status in _RSYNC_LOST
+        return self.connection.explain(failure, may_be_lost=may_be_lost) + advice
 
 
 class Synchronizer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from buttervolume import config
 from buttervolume.follow.attend import Attendant, member_of
 from buttervolume.hosts.guard import Guard
-from buttervolume.hosts.peer import SILENCE, Peer
+from buttervolume.hosts.peer import SILENCE, Peer, run
 from buttervolume.names import LOCK_NAME, receiving_note
 from buttervolume.store import attributes
 from tests.btrfs.conftest import StartDaemon
@@ -120,6 +121,36 @@ def test_it_says_first_what_it_can(place: Place) -> None:
         "verbs": ["discard", "look", "receive"],
         "stream": 2,
     }
+    assert talk.ended_well
+
+
+@pytest.mark.parametrize("user", [65534, 4_000_000_000])
+def test_who_is_not_root_is_told_what_is_needed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], user: int
+) -> None:
+    settings = config.load({}, Path("/nonexistent"))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+
+    for guard, asked in ((Guard(), None), (PUSH, "buttervolume peer"), (PUSH, "rsync --server .")):
+        assert not run(settings, guard, asked, lambda _: Attendant(member_of(settings), "alpha"))
+
+        said = capfd.readouterr()
+        assert said.out == ""
+        told = r"buttervolume: logged in as \w+, who .*: log in as root there .*\n"
+        assert re.fullmatch(told, said.err)
+
+
+def test_where_the_directory_is_not_there_that_is_said(place: Place) -> None:
+    place.snapshots.rmdir()
+    talk = Talk(place)
+    talk.say(do="hello", node="alpha")
+    talk.say(do="look", volume="db")
+    talk.hang_up()
+
+    _, answer = talk.answers()
+
+    assert "No such file or directory" in answer["error"]
+    assert str(place.snapshots) in answer["error"]
     assert talk.ended_well
 
 

@@ -126,7 +126,10 @@ def test_a_user_who_is_not_root_is_told_what_is_needed(
     snapshot = alpha.snapshot(volume)
     with alpha.ssh_config(f"Host beta\n    User {volume}\n"):
         error = alpha.send(snapshot, beta)
+        unread = sync(alpha, volume, "beta")
     assert f"logged in as {volume}, who may not receive snapshots: log in as root" in error
+    assert "Permission denied (13)" in unread
+    assert "log in as root there" in unread
 
 
 @pytest.mark.parametrize("host", ["root@beta", "beta:1122", "[::1]", "fd00::2"])
@@ -135,6 +138,22 @@ def test_who_adds_a_user_or_a_port_is_told_where_that_belongs(
 ) -> None:
     refusal = alpha.api.refused("Snapshot.Send", Name=alpha.snapshot(volume), Host=host)
     assert "is said in the ssh configuration, below 'Host <name>'" in refusal
+    assert "the port of all hosts in SSH_PORT" in refusal
+
+
+def test_one_host_may_have_another_port(alpha: Host, beta: Host, volume: str) -> None:
+    snapshot = snapshot_with(alpha, volume, "file", b"1")
+    to_port = "exec 3<>/dev/tcp/%h/1122; cat <&3 & exec cat >&3"
+    config = f"""\
+Host beta
+    Port 7
+    StrictHostKeyChecking accept-new
+    ProxyCommand bash -c '{to_port}'
+"""
+    with alpha.ssh_config(config):
+        program = f"print(outcome(replication(port=9).send, {snapshot!r}, 'beta'))"
+        assert alpha.program(program) == "None\n"
+    assert is_copy(alpha, beta, snapshot)
 
 
 # ssh configurations
@@ -216,3 +235,35 @@ def test_another_mount_that_shows_the_parent_is_used(alpha: Host, beta: Host, vo
             assert equal(alpha, beta, snapshot)
             assert before is None or is_incremental(beta, snapshot, before)
             before = snapshot
+
+
+@contextmanager
+def without_copy_on_write(host: Host) -> Iterator[None]:
+    host.run("mount", "-o", "remount,nodatacow", DATA)
+    try:
+        yield
+    finally:
+        host.run("mount", "-o", "remount,datasum", DATA)
+
+
+@pytest.mark.parametrize("by", ["scripts", "peer"])
+def test_a_receiver_without_copy_on_write_takes_all_but_what_is_compressed(
+    alpha: Host, beta: Host, volume: str, by: str
+) -> None:
+    packed = f"{volume}-packed"
+    alpha.create(packed, compression="zstd")
+    plain = snapshot_with(alpha, volume, "file", content(MEBIBYTE))
+    snapshot = snapshot_with(alpha, packed, "file", content(MEBIBYTE))
+    if by == "peer":
+        beta.install()
+    try:
+        with without_copy_on_write(beta):
+            assert alpha.send(plain, beta) == ""
+            assert equal(alpha, beta, plain)
+            error = alpha.send(snapshot, beta)
+            assert "mount the filesystem there without nodatacow" in error
+            assert beta.snapshot_names(packed) == []
+        assert alpha.send(snapshot, beta) == ""
+        assert equal(alpha, beta, snapshot)
+    finally:
+        beta.uninstall()
