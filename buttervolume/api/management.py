@@ -12,6 +12,7 @@ from buttervolume.errors import (
     NoSuchVolume,
     VolumesUnavailable,
 )
+from buttervolume.jobs.actions import parse_action
 from buttervolume.jobs.schedule import concerned
 from buttervolume.names import check_volume_reference
 from buttervolume.services import Services
@@ -160,10 +161,11 @@ def _is_now(body: Body) -> bool:
 
 def _run_now(services: Services, name: str, action: str) -> Answer:
     """Run a job at once, of each volume if the name is a pattern."""
+    warnings = [parse_action(action).warning]
     if "*" not in name:
         done = services.scheduler.run_now(name, action)
-        return {"Result": done.outcome} | _joined(done.warnings)
-    results, failures, warnings = list[str](), list[str](), list[str]()
+        return {"Result": done.outcome} | _joined([*warnings, *done.warnings])
+    results, failures = list[str](), list[str]()
     volumes = concerned(name, services.volumes.names())
     if not volumes:
         raise NoSuchVolume(name)

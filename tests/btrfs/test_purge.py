@@ -216,6 +216,9 @@ def test_odd_patterns_carry_a_warning_dry_run_included(plugin: Daemon, volume: s
         assert "6 minutes" in answer["Warning"]
         answer = plugin.call("Snapshots.Purge", Name=volume, Pattern="6m:48h:20d", Dryrun=dry)
         assert "Warning" not in answer
+    for name in (volume, f"{volume}*"):
+        answer = plugin.call("Schedule", Name=name, Action="purge:48h:20d:6m", Timer="now")
+        assert answer["Warning"].count("do not ascend") == 1
     answer = plugin.call("Schedule", Name=volume, Action="purge:48h:20d:6m", Timer="60")
     assert "6 minutes" in answer["Warning"]
     listed = plugin.call("Schedule.List")["Schedule"]
