@@ -62,23 +62,22 @@ def resolve(jobs: Iterable[Job], volumes: Sequence[str]) -> list[Job]:
     found: dict[str, Job] = {}
     spoken_for: set[tuple[str, str]] = set()
     """The kinds of action that a volume has a row for."""
-    patterns: dict[str, list[Job]] = {}
+    patterns: dict[tuple[str, str], list[Job]] = {}
+    """The rows of each kind of action and pattern."""
     for job in jobs:
         if job.is_pattern:
-            patterns.setdefault(job.volume, []).append(job)
+            patterns.setdefault((job.task.kind, job.volume), []).append(job)
         else:
             found.setdefault(job.key, job)
             spoken_for.add((job.task.kind, job.volume))
-    for pattern in sorted(patterns, key=len, reverse=True):
+    for kind, pattern in sorted(patterns, key=lambda each: len(each[1]), reverse=True):
         matching = _matching(pattern, volumes)
-        for kind in dict.fromkeys(job.task.kind for job in patterns[pattern]):
-            free = [volume for volume in matching if (kind, volume) not in spoken_for]
-            spoken_for.update((kind, volume) for volume in free)
-            for job in patterns[pattern]:
-                if job.task.kind == kind:
-                    for volume in free:
-                        one = Job(volume, job.action, job.when, job.active, job.task)
-                        found.setdefault(one.key, one)
+        free = [volume for volume in matching if (kind, volume) not in spoken_for]
+        spoken_for.update((kind, volume) for volume in free)
+        for job in patterns[kind, pattern]:
+            for volume in free:
+                one = Job(volume, job.action, job.when, job.active, job.task)
+                found.setdefault(one.key, one)
     return list(found.values())
 
 

@@ -598,6 +598,11 @@ def test_rows_of_other_kinds_of_action_and_of_the_same_pattern_stand_beside_each
 def test_of_two_patterns_as_long_the_first_counts() -> None:
     assert resolved(["a-b"], "a-*,snapshot,1", "*-b,snapshot,2") == ["a-b,snapshot,1"]
     assert resolved(["a-b"], "*-b,snapshot,2", "a-*,snapshot,1") == ["a-b,snapshot,2"]
+    other_kind = "*-b,purge:1h:1d,3"
+    assert resolved(["a-b"], other_kind, "a-*,snapshot,1", "*-b,snapshot,2") == [
+        "a-b,purge:1h:1d,3",
+        "a-b,snapshot,1",
+    ]
 
 
 NAMES = st.text("ab-", min_size=1, max_size=5)
