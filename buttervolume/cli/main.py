@@ -5,8 +5,9 @@ What a command needs is imported when it is needed, so that `--help` is there at
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -361,6 +362,9 @@ def _perform(arguments: argparse.Namespace) -> Outcome:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error becomes a line on stderr here."""
     settle_streams()
+    # ignored, as some parents leave it, it would keep the end of every command from us
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     words = sys.argv[1:] if argv is None else argv
     parser = build_parser(words[0] if words else None)
     arguments = parse(parser, words)
@@ -391,9 +395,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return Exit.DONE if outcome.is_well else Exit.FAILED
 
 
-def _print(lines: Iterable[str]) -> None:
+def _print(lines: Sequence[str]) -> None:
     """Print a result, all of it now, to learn whether it arrives. Raises BrokenPipeError,
     OperationFailed."""
+    if not lines:  # a daemon that ends would wait for whoever has stopped reading its log
+        return
     try:
         for line in lines:
             show(line)

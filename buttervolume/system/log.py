@@ -8,19 +8,21 @@ would do so for all of them. So a thread writes, and what finds no room in its q
 import logging
 import os
 import select
+import socket
 import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from buttervolume.words import LONGEST, shortened
 
 CAPACITY = 1 << 20
 """Bytes of lines that wait for a reader."""
 _AT_ONCE = 4096
-"""Bytes that a file has room for if it is ready to be written to: PIPE_BUF (pipe(7))."""
+"""Bytes that a pipe takes as a whole or not at all: PIPE_BUF (pipe(7))."""
 _PATIENCE = 0.1
 """Seconds to wait for a line to be written, so that it is there before the answer that it is about.
 A reader that took longer is not waited for until it has read all."""
@@ -39,12 +41,12 @@ _PRIORITIES = (
 
 
 class Writer:
-    """Writes lines into a file, from a thread of its own; into a pipe, a socket or a terminal that
-    has room for them, at once. (A file on a disk is always said to have room.)"""
+    """Writes lines into a file, from a thread of its own; into a pipe or a socket that has room for
+    them, at once."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._tells_room = _tells_room(descriptor)
+        self._write_at_once = _without_waiting(descriptor)
         # protects all below; notified when a line has come or gone
         self._changed = threading.Condition()
         self._lines: deque[tuple[bytes, int]] = deque()
@@ -64,9 +66,10 @@ class Writer:
                 self._lost += 1
                 return
             self._tell_losses()
-            if not self._lines and not self._unwritten and self._has_room(line):
-                with suppress(OSError):
-                    line = line[os.write(self._descriptor, line) :]
+            is_next = not self._lines and not self._unwritten and len(line) <= _AT_ONCE
+            if self._write_at_once is not None and is_next:
+                with suppress(OSError):  # it has no room
+                    line = line[self._write_at_once(line) :]
                 if not line:
                     return
             self._append(line)
@@ -78,14 +81,6 @@ class Writer:
         """Wait for what is left to be written, until a moment of the monotonic clock."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines, deadline - time.monotonic())
-
-    def _has_room(self, line: bytes) -> bool:
-        """Whether nobody has to be waited for to write a line."""
-        if not self._tells_room or len(line) > _AT_ONCE:
-            return False
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        return poll.poll(0) == [(self._descriptor, select.POLLOUT)]
 
     def _append(self, line: bytes, worth: int = 1) -> None:
         self._lines.append((line, worth))
@@ -117,12 +112,21 @@ class Writer:
                 self._changed.notify_all()
 
 
-def _tells_room(descriptor: int) -> bool:
-    """Whether poll(2) knows when a write would block."""
+def _without_waiting(descriptor: int) -> Callable[[bytes], int] | None:
+    """What writes to a file, returns how much of it, and waits for nobody; None if nothing does
+    that. (poll(2) tells of a terminal that is nearly full, and of a file on any disk, that it has
+    room, and the write waits all the same.)"""
     try:
-        return not stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except OSError:  # it is closed
-        return False
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode):  # opened once more: for others who have the pipe, writing waits
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+            return partial(os.write, own)
+        if stat.S_ISSOCK(mode):
+            sender = socket.socket(fileno=os.dup(descriptor))
+            return lambda line: sender.send(line, socket.MSG_DONTWAIT)
+    except OSError:  # it is closed, or nobody reads it
+        pass
+    return None
 
 
 def _note(lost: int) -> bytes:

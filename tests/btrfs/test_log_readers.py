@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,13 +108,22 @@ def test_a_reader_that_stops_costs_lines_and_nothing_else(piped: Piped, which: s
         os.close(descriptor)
 
 
+def socket_pair() -> tuple[int, int]:
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_while_nobody_reads(piped: Piped, number: signal.Signals) -> None:
-    reading, writing = small_pipe()
+@pytest.mark.parametrize("pair", [small_pipe, os.openpty, socket_pair])
+def test_while_nobody_reads_it_answers_and_ends(
+    piped: Piped, pair: Callable[[], tuple[int, int]], number: signal.Signals
+) -> None:
+    reading, writing = pair()
     piped.begin(writing, writing)
-    for _ in range(50):
+    for _ in range(300):  # more than the kernel keeps of it
         piped.refused("Create", Name="x" * 1000)
 
+    piped.call("Create", Name="db")
     piped.stop(number)
 
     os.close(reading)

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -285,6 +286,22 @@ def test_a_socket_of_the_plugin_that_no_address_has_room_for_is_told(tmp_path: P
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
     assert "too long; choose a shorter RUNPATH" in line
+
+
+def test_whatever_a_parent_leaves_of_signals_the_end_of_a_command_is_known(tmp_path: Path) -> None:
+    fake_docker(tmp_path, "echo abc123")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "buttervolume", "snapshots"],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path), "BUTTERVOLUME_RUNPATH": str(tmp_path / "run")},
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        check=False,
+    )
+
+    assert done.returncode == 3
+    assert "abc123" in done.stderr, done.stderr
 
 
 def test_what_docker_says_about_an_unknown_plugin_is_passed_on(tmp_path: Path) -> None:
