@@ -34,6 +34,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 is_subvolume() { [ ! -L "$1" ] && [ -d "$1" ] && [ "$(stat -c %i "$1")" = 256 ]; }
 lock() { ! command -v flock >/dev/null || flock "$@"; }
+place() { sync "$1" || sync; }
 field() { printf '%s\\n' "$shown" | sed -n "s/^[[:space:]]*$1:[[:space:]]*//p" | head -n 1; }
 """
 """$3 is the name of the note beside the copy."""
@@ -88,7 +89,10 @@ if [ "$(stat -c %i "$point")" != 256 ]; then
 fi
 echo copy:
 if [ -L "$1/$2" ]; then echo "a link"
-elif [ -e "$1/$2" ]; then btrfs subvolume show "$1/$2" || echo "no subvolume"; fi
+elif [ -e "$1/$2" ]; then
+    place "$1"
+    btrfs subvolume show "$1/$2" || echo "no subvolume"
+fi
 echo notes:
 for left in "$1"/.buttervolume-receiving-*; do
     [ -f "$left" ] && [ ! -L "$left" ] || continue
@@ -104,8 +108,9 @@ echo all:
 list -u -R "$1" | sed -n 's/ path .*//p' | tr -s ' '
 """
 )
-"""The last list may hold names that containers have given, so that their lines may be forged; they
-can only add to it."""
+"""That the note of a copy has gone is on the disk before the copy is shown: who removed it may have
+been cut off before that. The last list may hold names that containers have given, so that their
+lines may be forged; they can only add to it."""
 
 _SHOW = """
 kind() {
@@ -128,7 +133,6 @@ _RECEIVE = (
     _COMMON
     + """
 set -e
-place() { sync "$1" || sync; }
 exec 9>>"$note"
 lock -w 15 9 || { echo "somebody is sending this snapshot to there already" >&2; exit 1; }
 for try in 1 2 3; do

@@ -203,6 +203,8 @@ class Volumes:
             is_new = not self.exists(name)
             if is_new:
                 names.check_new_volume(name)
+            else:  # a daemon that was killed may have made it just now; Docker asks the next one
+                self.settle_names()
             yield is_new
 
     def furnish(self, root: btrfs.Directory, options: Options) -> None:
@@ -288,6 +290,14 @@ class Volumes:
             with self._mounted_guard:
                 self._mounted.pop(name, None)
 
+    def settle_names(self) -> None:
+        """Bring the names to the disk, if that can be, since whoever asks is told that they are
+        there."""
+        try:
+            self._names_on_disk.sync()
+        except OSError as error:
+            self._log.warning("%s: the names in it may not be on the disk: %s", self.path, error)
+
     def sync_names(self) -> None:
         """Return when the names among the volumes, and of what was moved here, are on the disk."""
         self._names_on_disk.sync()
@@ -316,12 +326,15 @@ class Volumes:
             files.rename_new(path, target)
 
     def _put_back(self, path: Path, name: str) -> None:
-        """Give what could not be removed its name again, unless another volume has it by now."""
+        """Give what could not be removed its name again, unless another volume has it by now; on
+        the disk, too, where the next start would sweep it else."""
         try:
             with self.mutexes.hold(name):
                 files.rename_new(path, self.path_of(name))
         except (OSError, VolumeBusy) as error:
             self._log.warning("%s is left over until the next start: %s", path, error)
+        else:
+            self.settle_names()
 
     def _own_path(self, purpose: str) -> Path:
         return self.path / f"{OWN_PREFIX}{purpose}-{uuid.uuid4().hex}"

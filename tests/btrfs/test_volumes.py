@@ -25,7 +25,7 @@ from buttervolume.errors import (
 from buttervolume.store.options import Options, parse_options
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs as kernel
-from buttervolume.system import command, nested
+from buttervolume.system import command, files, nested
 from tests.btrfs.harness import (
     Place,
     Store,
@@ -682,13 +682,34 @@ def test_when_the_deletion_fails_the_volume_is_there_again(
     def fail(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
+    synced: list[bool] = []
+
+    def sync(directory: Path) -> None:
+        synced.append(directory == path.parent and path.exists())
+
     with monkeypatch.context() as patch:
         patch.setattr(nested, "delete_tree", fail)
+        patch.setattr(files, "sync_directory", sync)
         with pytest.raises(OperationFailed, match=r"remove volume db: .*Input/output error"):
             store.volumes.remove("db")
 
     assert (path / "file").read_text() == "mine"
+    assert synced[-1:] == [True], "on the disk, too: else the sweep after a power cut takes it"
     assert store.place.own_names() == []
+
+
+def test_that_there_is_one_already_is_on_the_disk_before_it_is_said(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker asks again when the daemon that has made it was killed before it could say so."""
+    create(store.volumes, "db")
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+
+    store.contents.create("db", parse_options({}))
+    store.contents.create("db", parse_options({"from": "db"}))
+
+    assert synced == [store.place.volumes] * 2
 
 
 def test_removing_at_once_succeeds_once(store: Store) -> None:

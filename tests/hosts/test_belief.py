@@ -284,6 +284,18 @@ def test_the_copy_is_on_the_disk_before_its_note_goes(alpha: Host, beta: Host, v
     assert not beta.path(note_of(snapshot)).exists()
 
 
+def test_that_it_is_there_already_is_on_the_disk_before_it_is_said(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    """Who had received it may have been cut off when its note was gone, but not from the disk."""
+    log = f"/run/{volume}.synced"
+    snapshot = snapshot_with(alpha, volume, "file", b"1")
+    assert alpha.send(snapshot, beta) == ""
+    with beta.shim("sync", f'echo "$@" >> {log}; exec $real "$@"'):
+        assert alpha.send(snapshot, beta) == ""
+    assert SNAPSHOTS in beta.path(log).read_text().split("\n")
+
+
 def test_while_it_is_received_the_note_says_who_sends_and_is_locked(
     pair: Pair, volume: str
 ) -> None:
