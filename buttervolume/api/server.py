@@ -36,7 +36,7 @@ _OTHER_FILES = 1024
 """What the daemon may have open beside connections, where files are not scarce."""
 THREADS: Mapping[Lane, int] = {
     Lane.DOCKER_QUESTION: 8,
-    Lane.DOCKER: 32,
+    Lane.DOCKER: 64,
     Lane.DOCKER_MOUNT: WAITING + 32,
     Lane.QUESTION: 8,
     Lane.MANAGEMENT: 64,
