@@ -47,6 +47,7 @@ from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs
 from buttervolume.system.locks import lock_file
 from buttervolume.system.log import to_standard_streams
+from buttervolume.words import enumerated
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 3.0
@@ -285,6 +286,11 @@ def _tidy(
         volumes.sweep(leftovers)
         volumes.forget_origins()
         catalog.read_ahead()
+        for identity, shared in catalog.sharing_identity().items():
+            logging.getLogger(__name__).warning(
+                "%s have one Received UUID, %s, so that none can be a parent of a send: purge them "
+                "in time", enumerated(shared), identity,
+            )  # fmt: skip
     except (OSError, OperationFailed) as error:  # the directory has gone, which every call tells
         logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
     while True:

@@ -10,11 +10,12 @@ import re
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
+from uuid import UUID
 
 from buttervolume import names
 from buttervolume.errors import (
@@ -74,7 +75,8 @@ class _Entry:
     """The transaction that made it."""
     created: datetime | None
     """Local time."""
-    is_received: bool
+    received: bytes
+    """Its Received UUID; empty if it has none."""
     is_backup: bool
     """Whether a restore made it, of what it replaced."""
     is_fork: bool
@@ -84,6 +86,11 @@ class _Entry:
     def taken(self) -> datetime | None:
         """The moment that its name means."""
         return self.snapshot.taken
+
+    @property
+    def is_received(self) -> bool:
+        """Whether it came from another host, as far as it says."""
+        return bool(self.received)
 
     @property
     def is_own(self) -> bool:
@@ -425,6 +432,19 @@ class Catalog:
         """The names of a volume's snapshots that came from other hosts."""
         return frozenset(str(e.snapshot.name) for e in self._entries(volume) if e.is_received)
 
+    def sharing_identity(self) -> "dict[UUID, Sequence[str]]":
+        """The names of the snapshots that have one Received UUID, by that, where there are several:
+        none of them can be told from the others by it. Raises OSError."""
+        with self._guard:
+            self._refresh()
+            volumes = [*self._volumes.values()]
+            entries = [e for each in volumes for e in each.whole.values() if e.received]
+        found: dict[bytes, MutableSequence[str]] = {}
+        for entry in entries:
+            if not entry.snapshot.name.is_marker:
+                found.setdefault(entry.received, []).append(str(entry.snapshot.name))
+        return {UUID(bytes=one): sorted(shared) for one, shared in found.items() if shared[1:]}
+
     def forks(self, volume: str) -> "tuple[str, ...]":
         """The names of a followed volume's snapshots that are forks, sorted; markers too."""
         return tuple(sorted(str(e.snapshot.name) for e in self._entries(volume) if e.is_fork))
@@ -466,6 +486,15 @@ class Catalog:
         made = [e.created_in for e in entries if e.snapshot.name == name and not e.is_received]
         odd = [e for e in entries if e.taken is None and made and e.created_in > made[0]]
         return max(odd, key=lambda e: e.created_in).snapshot.name if odd else None
+
+    def newer_unreadable(
+        self, name: SnapshotName, until: datetime | None = None
+    ) -> "tuple[SnapshotName, ...]":
+        """The snapshots of the same volume that cannot be looked at and have a later date, but none
+        later than a moment."""
+        after, until = self.moment_of(name) or datetime.max, until or datetime.max
+        dated = [(self.moment_of(one), one) for one in self.list(name.volume).unreadable]
+        return tuple(one for taken, one in dated if taken is not None and after < taken <= until)
 
     def resolve(self, name: str) -> str:
         """The full name that is meant by a snapshot's name, by `<volume>@latest`, or by a beginning
@@ -612,7 +641,7 @@ class Catalog:
             snapshot=Snapshot(name, self.moment_of(name)),
             created_in=info.created_in,
             created=info.created.replace(tzinfo=None) if info.created else None,
-            is_received=info.received_uuid is not None,
+            received=info.received_uuid.bytes if info.received_uuid else b"",
             is_backup=is_backup,
             is_fork=is_fork,
         )

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -303,6 +303,31 @@ def test_volumes_that_have_a_received_uuid_lose_it_at_the_start(
     (line,) = (line for line in daemon.stderr().splitlines() if str(FORGED) in line)
     assert "moved: " in line
     assert "plain" not in daemon.stderr()
+
+
+def test_snapshots_that_share_a_received_uuid_are_named_at_the_start(
+    start_daemon: StartDaemon, place: Place
+) -> None:
+    """As earlier versions left them, of a volume that had one."""
+    subvolume(place.volumes / "db", {"file": "x"})
+    dates = [f"2026-11-26T1{hour}:00:00.000000" for hour in range(4)]
+    shared, alone = [f"db@{date}" for date in dates[:2]], [f"db@{date}" for date in dates[2:]]
+    for name in (*shared, *alone):
+        btrfs("subvolume", "snapshot", "-r", place.volumes / "db", place.snapshots / name)
+    for name in shared:
+        kernel.set_received(place.snapshots / name, FORGED, 1)
+    kernel.set_received(place.snapshots / alone[0], uuid4(), 1)
+    # a marker of a version that let it inherit the UUID of its snapshot
+    marker = place.snapshots / f"{alone[0]}@beta"
+    btrfs("subvolume", "snapshot", "-r", place.snapshots / alone[0], marker)
+
+    daemon = start_daemon()
+
+    wait_until(lambda: str(FORGED) in daemon.stderr(), timeout=60, what="the line in the log")
+    daemon.stop()
+    (line,) = (line for line in daemon.stderr().split("\n") if "Received UUID" in line)
+    assert all(name in line for name in shared)
+    assert not any(name in line for name in alone)
 
 
 # In use
