@@ -10,9 +10,10 @@ from buttervolume.services import Services
 
 def show(services: Services, body: Body) -> Answer:
     """How one volume stands, or all: the members are asked."""
-    views = services.decisions.look(body.optional_text("Name"))
+    views, unseen = services.decisions.look(body.optional_text("Name"))
     now = datetime.now().astimezone()
-    return {
+    warning = {"Warning": "; ".join(unseen.values())} if unseen else {}
+    return warning | {
         "Now": now.isoformat(timespec="seconds"),
         "Volumes": [answer.followed(each) for each in views],
     }

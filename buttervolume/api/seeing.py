@@ -1,16 +1,15 @@
 """What tells how everything stands, and changes nothing."""
 
-from contextlib import suppress
-
 from buttervolume.api.body import Answer, Body, MalformedRequest
 from buttervolume.api.http import Endpoint, Lane
-from buttervolume.errors import NoSuchVolume
+from buttervolume.errors import ButtervolumeError, NoSuchVolume, OperationFailed, Unreadable
 from buttervolume.jobs.history import parse_since
 from buttervolume.names import check_volume_reference
 from buttervolume.report import answer
 from buttervolume.services import Services
+from buttervolume.store.usage import Usage
 from buttervolume.system import btrfs
-from buttervolume.words import shortened
+from buttervolume.words import enumerated, shortened
 
 MOST_RUNS = 10_000
 """How many runs one answer has at most; some megabytes."""
@@ -36,24 +35,30 @@ def list_volumes(services: Services, body: Body) -> Answer:
     services.volumes.names()  # an error if they cannot be listed, where a report is without them
     report = services.observer.report()
     users = services.volumes.count_users()
-    volumes = []
+    volumes, unreadable = [], list[str]()
     for each in report.volumes:
         if each.exists and wanted in (None, each.name):
             path = services.volumes.path_of(each.name)
             listed = {"Mountpoint": str(path), "InUse": users.get(each.name, 0)}
-            with suppress(OSError):  # removed meanwhile, or it cannot be read
+            try:
                 created = btrfs.info(path).created
                 if created is not None:
                     listed["CreatedAt"] = created.isoformat(timespec="seconds")
+            except FileNotFoundError:  # removed meanwhile
+                pass
+            except OSError:
+                unreadable.append(each.name)
             volumes.append(answer.volume(each) | listed)
-    return {"Now": report.now.isoformat(timespec="seconds"), "Volumes": volumes}
+    warning = {"Warning": f"cannot be read: {enumerated(unreadable)}"} if unreadable else {}
+    return warning | {"Now": report.now.isoformat(timespec="seconds"), "Volumes": volumes}
 
 
 def measure(services: Services, body: Body) -> Answer:
     """What volumes take of the disk: one, or all."""
     name = body.optional_text("Name")
     names = services.volumes.names() if name is None else (name,)
-    found = []
+    found: list[Usage] = []
+    failures: list[ButtervolumeError] = []
     for each in names:
         try:
             found.append(services.meter.measure(each))
@@ -61,7 +66,12 @@ def measure(services: Services, body: Body) -> Answer:
             if name is not None:
                 raise
             continue  # removed meanwhile
-    return {
+        except (Unreadable, OperationFailed) as error:
+            failures.append(error)
+    if failures and not found:
+        raise failures[0]
+    warning = {"Warning": "; ".join(map(str, failures))} if failures else {}
+    return warning | {
         "Usage": [
             {
                 "Name": usage.name,

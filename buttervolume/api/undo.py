@@ -4,11 +4,15 @@ from buttervolume.api.body import Answer, Body
 from buttervolume.api.http import Endpoint
 from buttervolume.report.status import with_offset
 from buttervolume.services import Services
+from buttervolume.words import enumerated
 
 
 def list_removed(services: Services, _: Body) -> Answer:
     """The removed volumes that are kept."""
-    return {
+    kept = services.removed.look()
+    unreadable = enumerated(sorted(kept.unreadable))
+    warning = {"Warning": f"cannot be read: {unreadable}"} if unreadable else {}
+    return warning | {
         "Removed": [
             {
                 "Name": each.name,
@@ -16,7 +20,7 @@ def list_removed(services: Services, _: Body) -> Answer:
                 "Until": with_offset(each.until),
                 **({} if each.size is None else {"Size": each.size}),
             }
-            for each in services.removed.list()
+            for each in kept.volumes
         ]
     }
 

@@ -40,7 +40,7 @@ def follow(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
 
 def _show(call: Call, volume: str | None, *, as_it_is: bool) -> tuple[list[str], bool]:
     answer = call("VolumeDriver.Follow", Name=volume)
-    is_well = all(each["Healthy"] for each in answer["Volumes"])
+    is_well = "Warning" not in answer and all(each["Healthy"] for each in answer["Volumes"])
     if as_it_is:
         return as_json(answer), is_well
     now = datetime.fromisoformat(answer["Now"])

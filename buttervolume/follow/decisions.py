@@ -52,12 +52,13 @@ class Decisions:
 
     # Looking
 
-    def look(self, volume: str | None = None) -> list[View]:
-        """How one followed volume stands, or all, asked now. Raises NoSuchVolume, FollowRefused."""
+    def look(self, volume: str | None = None) -> tuple[list[View], dict[str, str]]:
+        """How one followed volume stands, or all, asked now, and why this cannot be told of some.
+        Raises NoSuchVolume, FollowRefused."""
         if volume is not None:
             self._charter(volume)
             self._rounds.ask(volume)
-            return [self._rounds.view(volume)]
+            return [self._rounds.view(volume)], {}
         followed = self._rounds.followed()
         slots = threading.BoundedSemaphore(_AT_ONCE)
 

@@ -15,6 +15,7 @@ from buttervolume.errors import (
     FollowBusy,
     FollowRefused,
     HostFailed,
+    OperationFailed,
     TransferBusy,
     VolumesUnavailable,
 )
@@ -164,10 +165,19 @@ class Rounds:
         with linked(self._member, volume, charter.members, self._connect, LOGIN_PATIENCE) as links:
             self.saw(volume, links, self._reports(links))
 
-    def views(self) -> list[View]:
-        """How every followed volume of this host stands, as far as the members were heard last.
-        Nobody is asked, so it costs little."""
-        return [self.view(volume) for volume in self.followed()]
+    def views(self) -> tuple[list[View], dict[str, str]]:
+        """How every followed volume of this host stands, as far as the members were heard last, and
+        why this cannot be told of some. Nobody is asked, so it costs little. Raises
+        VolumesUnavailable."""
+        views, unseen = [], {}
+        for volume in self.followed():
+            try:
+                views.append(self.view(volume))
+            except VolumesUnavailable:
+                raise
+            except ButtervolumeError as error:
+                unseen[volume] = str(error)
+        return views, unseen
 
     def view(self, volume: str) -> View:
         """The same for one. Raises OperationFailed."""
@@ -198,7 +208,10 @@ class Rounds:
         """Look after every volume that is due. Each in a thread of its own: a host that is down
         delays no other. Raises VolumesUnavailable, OperationFailed."""
         for volume in self.followed():
-            charter = self._member.charter(volume)
+            try:
+                charter = self._member.charter(volume)
+            except OperationFailed:  # which its own round says
+                charter = Charter(())
             if charter is None:
                 continue
             now = time.monotonic()

@@ -104,7 +104,10 @@ class Intake:
         for other in snapshots_of(self.directory, name.volume):
             if not numbers:
                 break
-            info = btrfs.info(self.directory / str(other))
+            try:
+                info = btrfs.info(self.directory / str(other))
+            except OSError:
+                continue  # removed meanwhile, or it cannot be read: then it is no parent
             if info.tree in numbers and info.readonly and not has_note(self.directory, other):
                 numbers.discard(info.tree)
                 known.add(info.uuid)
@@ -287,18 +290,24 @@ def read_note(path: Path) -> Note | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        lines = file.read(_LONGEST_NOTE).decode(errors="replace").split("\n")
+    try:
+        said = os.read(descriptor, _LONGEST_NOTE)
+    except OSError:  # it is a directory, or cannot be read
+        said = b""
+    finally:
+        os.close(descriptor)
+    lines = said.decode(errors="replace").split("\n")
     copy = path.name.removeprefix(names.RECEIVING)
     return Note(path, lines[0], lines[1] if lines[1:2] not in ([], [""]) else copy)
 
 
 def snapshots_of(directory: Path, volume: str) -> Iterator[SnapshotName]:
-    """The names of all subvolumes that are named as snapshots or markers of a volume."""
+    """The names of all subvolumes that are named as snapshots or markers of a volume, without those
+    that cannot be looked at."""
     with os.scandir(directory) as entries:
         found = [e.name for e in entries if e.name.startswith(f"{volume}@")]
     for entry in found:
-        with suppress(BadName):
+        with suppress(BadName, OSError):
             name = names.parse_snapshot(entry)
             if btrfs.is_subvolume(directory / entry):
                 yield name
@@ -312,7 +321,7 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Pat
     """
     path, copy = directory / names.receiving_note(str(name)), directory / str(name)
     before = read_note(path)
-    if os.path.lexists(copy):
+    if _is_there(copy):
         if not before:
             raise CopyInTheWay(str(name))
         if before.sender != sender:
@@ -332,6 +341,16 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Pat
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has a name. OSError if that cannot be looked at: it is not to be taken for
+    nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _lock(descriptor: int, path: Path, name: SnapshotName, sender: str) -> None:

@@ -237,7 +237,7 @@ class Peer:
             path = self._directory / str(name)
             try:
                 info = btrfs.info(path)
-            except FileNotFoundError:  # it was removed meanwhile
+            except OSError:  # it was removed meanwhile, or cannot be read: no parent, and no copy
                 continue
             found.append(
                 Facts(

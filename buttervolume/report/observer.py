@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from buttervolume.errors import ButtervolumeError, OperationFailed, VolumesUnavailable
+from buttervolume.errors import OperationFailed, VolumesUnavailable
 from buttervolume.follow.rounds import Rounds
 from buttervolume.follow.view import View
 from buttervolume.hosts.transfers import Transfers
@@ -114,7 +114,7 @@ class Observer:
             found = space.look(self._volumes.path)
             volumes = self._volumes.names()
             listing = self._catalog.list()
-            followed, unseen = self._look_at_followed()
+            followed, unseen = self._rounds.views()
         except OperationFailed as error:
             failures.append(Problem(Kind.UNAVAILABLE, str(error)))
         except (OSError, VolumesUnavailable):
@@ -136,19 +136,6 @@ class Observer:
             followed=followed,
             unseen=unseen,
         )
-
-    def _look_at_followed(self) -> tuple[list[View], dict[str, str]]:
-        """How the followed volumes stand, and why this cannot be told of some. Their members are
-        not asked. Raises VolumesUnavailable."""
-        views, unseen = [], {}
-        for volume in self._rounds.followed():
-            try:
-                views.append(self._rounds.view(volume))
-            except VolumesUnavailable:
-                raise
-            except ButtervolumeError as error:
-                unseen[volume] = str(error)
-        return views, unseen
 
     def _index(self, snapshots: tuple[Snapshot, ...]) -> dict[str, Holdings]:
         with self._guard:

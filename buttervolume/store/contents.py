@@ -171,9 +171,12 @@ class Contents:
         until = None if at is None else self._catalog.parse_moment(at)
         latest = self._catalog.latest(name, until)
         odd = None if until else self._catalog.newer_without_date(latest)
-        return latest, [
-            f"{odd} is newer, but its date cannot be read: restore it by its name"
-        ] if odd else []
+        warnings = []
+        if odd:
+            warnings.append(f"{odd} is newer, but its date cannot be read: restore it by its name")
+        if lost := self._catalog.newer_unreadable(latest, until):
+            warnings.append(f"newer, but cannot be read: {enumerated(map(str, lost))}")
+        return latest, warnings
 
     def _check_replaceable(self, volume: str) -> None:
         self._check_unused(volume)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from buttervolume.errors import (
     CommandFailed,
     NoSuchRemoved,
     OperationFailed,
+    Unreadable,
     VolumeExists,
     VolumesUnavailable,
 )
@@ -44,6 +45,16 @@ class RemovedVolume:
         return f"{self.name}@{self.date}"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a look at the removed volumes finds."""
+
+    volumes: Sequence[RemovedVolume]
+    """By name and date."""
+    unreadable: Mapping[str, OSError]
+    """The names of what is there, but cannot be looked at, and why."""
+
+
 class Removed:
     """The removed volumes, in a directory of their own among the volumes."""
 
@@ -64,6 +75,8 @@ class Removed:
         self._min_free = min_free
         self._now = now
         self._log = logging.getLogger(__name__)
+        self._complained_of: set[str] = set()
+        """What cannot be read, and is in the log."""
 
     def remove(self, name: str) -> None:
         """Take a volume's name away, and keep the rest for its time. Raises NoSuchVolume,
@@ -98,19 +111,31 @@ class Removed:
     def list(self, name: str | None = None) -> Sequence[RemovedVolume]:
         """All that can be brought back, or those of one name, by name and date. Raises
         OperationFailed."""
+        return self.look(name).volumes
+
+    def look(self, name: str | None = None) -> Kept:
+        """The same, and what there is that cannot be read. Raises OperationFailed."""
         found: MutableSequence[RemovedVolume] = []
+        unreadable: dict[str, OSError] = {}
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
                     if name not in (None, entry.name.partition("@")[0]):
                         continue
-                    with suppress(OSError):  # gone meanwhile, or it cannot be read
+                    try:
                         found.extend(self._look(Path(entry.path)))
+                    except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or no volume
+                        continue
+                    except OSError as error:
+                        unreadable[entry.name] = error
         except FileNotFoundError:
-            return []
+            return Kept([], {})
         except OSError as error:
             raise OperationFailed("list the removed volumes", error) from error
-        return sorted(found, key=lambda each: (each.name, each.removed, each.date))
+        for each in unreadable.keys() - self._complained_of:
+            self._complained_of.add(each)
+            self._log.warning("%s", Unreadable(each, unreadable[each]))
+        return Kept(sorted(found, key=lambda v: (v.name, v.removed, v.date)), unreadable)
 
     def _look(self, path: Path) -> Sequence[RemovedVolume]:
         """What there is at a path, if it is a removed volume."""
@@ -131,15 +156,19 @@ class Removed:
 
     def find(self, name: str) -> RemovedVolume:
         """The removed volume that is meant: by name and date or a beginning of that, or by its
-        name, the one that was removed last. Raises NoSuchRemoved, AmbiguousName."""
+        name, the one that was removed last. Raises NoSuchRemoved, AmbiguousName, Unreadable."""
         volume, at, date = name.partition("@")
-        found = self.list(volume)
+        kept = self.look(volume)
+        found = kept.volumes
         if at:
             exact = [each for each in found if each.date == date]
             found = exact or [each for each in found if date and each.date.startswith(date)]
             if len(found) > 1:
                 raise AmbiguousName(name, map(str, found))
         if not found:
+            for each, error in kept.unreadable.items():
+                if not at or (date and each.startswith(name)):
+                    raise Unreadable(each, error)
             raise NoSuchRemoved(name)
         return max(found, key=lambda each: (each.removed, each.date))
 
@@ -173,7 +202,7 @@ class Removed:
         else:
             doomed = self.list(name)
             if not doomed:
-                raise NoSuchRemoved(name)
+                doomed = [self.find(name)]  # which says what is wrong
         purged, failures = [], []
         for each in doomed:
             try:

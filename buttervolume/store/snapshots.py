@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from buttervolume.errors import (
     NotAVolume,
     OperationFailed,
     SnapshotBusy,
+    Unreadable,
 )
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.store import attributes
@@ -205,8 +206,12 @@ class Snapshots:
         self.keep(str(name))
         for other in self._catalog.list(name.volume).snapshots:
             if other.name.host == host and moment and other.taken and other.taken < moment:
-                with suppress(NoSuchSnapshot, SnapshotBusy):  # being purged
+                try:
                     self.remove(str(other.name))
+                except (NoSuchSnapshot, SnapshotBusy):  # being purged
+                    continue
+                except Unreadable as error:  # the send is done all the same
+                    logging.getLogger(__name__).warning("%s", error)
 
     def remove(self, name: str) -> None:
         """Remove a snapshot, a marker or an incomplete copy; its name is gone from the disk, too,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.btrfs.harness import Daemon, Place, btrfs
+from tests.btrfs.test_peer import Talk
 from tests.support.filesystem import failing_btrfs, make_image, release_loop_device
 from tests.support.wait import wait_until
 
@@ -64,6 +65,14 @@ def running(place: Place, directory: Path) -> Iterator[Daemon]:
         daemon.close()
 
 
+def looked_at(place: Place, volume: str) -> list[str]:
+    """The snapshots of a volume that another host is told of."""
+    talk = Talk(place)
+    talk.say(do="look", volume=volume)
+    talk.hang_up()
+    return [each["name"] for each in talk.answers()[1]["snapshots"]]
+
+
 def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
     disk: tuple[Path, Path], runtime: Path
 ) -> None:
@@ -75,7 +84,14 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
             (place.volumes / name / "file").write_text(name)
         lost = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("bad", "half")]
         sound = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("half", "good")]
-    doomed = [number_of(place.volumes / "bad"), *(number_of(place.snapshots / n) for n in lost)]
+        lost.append(daemon.call("Snapshot", Name="half")["Snapshot"])
+        for name in ("gone", "kept"):
+            daemon.call("Create", Name=name)
+            daemon.call("Remove", Name=name)
+        removed = {each["Name"]: each["Date"] for each in daemon.call("Volume.Removed")["Removed"]}
+    gone = f"gone@{removed['gone']}"
+    lost_paths = [place.volumes / "bad", place.volumes / ".buttervolume-removed" / gone]
+    doomed = [number_of(path) for path in (*lost_paths, *(place.snapshots / n for n in lost))]
     run("umount", mount_point)
     release_loop_device(image)  # a mount anywhere else would know the roots still
     for tree in doomed:
@@ -91,16 +107,28 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
         assert answer["Snapshots"] == sorted(sound)
         assert all(name in answer["Warning"] for name in lost)
         assert "Warning" not in daemon.call("Snapshot.List", Name="good")
+        assert "cannot be read: bad" in daemon.call("Volume.List")["Warning"]
+        assert "Warning" not in daemon.call("Volume.List", Name="good")
 
         # what concerns others works
         for name in ("good", "half"):
             assert daemon.call("Get", Name=name)["Volume"]
-            daemon.call("Snapshot.Restore", Name=name)
+            answer = daemon.call("Snapshot.Restore", Name=name)
             assert (place.volumes / name / "file").read_text() == name
+            assert (lost[-1] in answer.get("Warning", "")) == (name == "half")
             daemon.call("Snapshot", Name=name)
         purged = daemon.call("Snapshots.Purge", Name="half", Pattern="1m:1m")["Purged"]
         assert not set(lost) & set(purged)
         daemon.call("Clone", Name="good", Target="copy")
+        answer = daemon.call("Usage")
+        assert [each["Name"] for each in answer["Usage"]] == ["copy", "good", "half"]
+        assert "bad: it cannot be read" in answer["Warning"]
+        answer = daemon.call("Volume.Removed")
+        assert [each["Name"] for each in answer["Removed"]] == ["kept"]
+        assert gone in answer["Warning"]
+        assert daemon.call("Volume.Removed.Purge")["Purged"] == [f"kept@{removed['kept']}"]
+        look = looked_at(place, "half")
+        assert set(look) == set(daemon.snapshot_names("half")), "another host is told of them"
 
         # and what is asked of the bad ones is answered in words, or not at all
         assert daemon.is_closed("Get", b'{"Name": "bad"}'), "Docker would forget it"
@@ -110,11 +138,17 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
             assert "no such volume" not in refusal
         for name in lost:
             assert "Input/output error" in daemon.refused("Snapshot.Restore", Name=name)
+        assert "Input/output error" in daemon.refused("Usage", Name="bad")
+        for name in ("gone", gone, gone[:-3]):
+            assert "Input/output error" in daemon.refused("Volume.Undelete", Name=name)
+            assert "Input/output error" in daemon.refused("Volume.Removed.Purge", Name=name)
         for _ in range(3):
             daemon.call("List")
             daemon.call("Snapshot.List")
-    told = [line for line in daemon.stderr().splitlines() if "WARNING bad: it cannot" in line]
-    assert len(told) == 1, "once, however often it is asked"
+            daemon.call("Volume.Removed")
+    for name in ("bad", gone):
+        told = [line for line in daemon.stderr().split("\n") if f"WARNING {name}: it can" in line]
+        assert len(told) == 1, "once, however often it is asked"
 
 
 def test_a_disk_that_takes_nothing_more_is_said_by_whoever_is_asked(

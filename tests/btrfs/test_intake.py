@@ -1,5 +1,6 @@
 """Real streams: what btrfs makes arrives whole; what was changed is refused, or harmless."""
 
+import errno
 import fcntl
 import os
 import random
@@ -247,6 +248,54 @@ def test_what_has_the_name_is_not_touched(land: Land, volume: Path, kind: str) -
 
     assert os.path.samestat(os.lstat(path), before)
     assert entries(land.snapshots) == [ONE, "other@2026"]
+
+
+def test_a_copy_that_cannot_be_looked_at_for_a_moment_is_not_touched(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    land.receive(stream, announced)
+    before, real, failures = listing(land.snapshots / ONE), os.lstat, [errno.EIO]
+
+    def lstat(path: Path | str) -> os.stat_result:
+        if failures and str(path) == str(land.snapshots / ONE):
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        with pytest.raises(OperationFailed, match="Input/output error"):
+            land.receive(stream, announced)
+
+    assert not failures
+    assert listing(land.snapshots / ONE) == before
+    assert entries(land.snapshots) == [ONE, "other@2026"]
+
+
+@pytest.mark.parametrize("look", ["is_subvolume", "info"])
+def test_another_snapshot_that_cannot_be_read_stops_nothing(
+    land: Land, volume: Path, look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = subvolume(land.snapshots / "db@0")  # it is looked at first
+    land.snapshot(volume, ONE)
+    land.snapshot(volume, TWO)
+    land.receive(land.stream(ONE), land.announced(ONE))
+    (land.snapshots / names.receiving_note("db@1")).mkdir()  # nor does what is no note
+    real = getattr(kernel, look)
+
+    def fail(path: Path) -> object:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, look, fail)
+        land.receive(land.stream(TWO, ONE), land.announced(TWO, ONE))
+
+    assert listing(land.snapshots / TWO) == listing(land.origin / TWO)
+    assert [note.copy for note in intake.notes_in(land.snapshots)] == ["db@1"]
 
 
 def test_what_a_sender_left_is_removed_by_its_next_try_and_by_nobody_else(

@@ -1,0 +1,47 @@
+"""The rounds of followed volumes, with a member that says what it is told to."""
+
+from unittest.mock import create_autospec
+
+import pytest
+
+from buttervolume.errors import OperationFailed
+from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.machine import Role, Standing
+from buttervolume.follow.member import Member
+from buttervolume.follow.rounds import Rounds
+from tests.support.wait import wait_until
+
+CHARTER = Charter(("alpha", "beta"))
+
+
+def test_one_that_cannot_be_read_keeps_no_other_from_its_round_nor_from_being_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    looked_at: list[str] = []
+
+    def charter(volume: str) -> Charter:
+        if volume == "bad":
+            raise OperationFailed("read the members of volume bad", "Input/output error")
+        return CHARTER
+
+    def report(volume: str, *, with_use: bool = True) -> Report:
+        looked_at.append(volume)
+        return Report(Standing("alpha", (), (), Role.REPLICA), charter(volume), ())
+
+    member = create_autospec(Member, instance=True)
+    member.name = "alpha"
+    member.names.return_value = member.followed.return_value = ("bad", "good")
+    member.charter.side_effect, member.report.side_effect = charter, report
+    rounds = Rounds(member, lambda *_: pytest.fail("nobody is to be asked"), print, lambda _: None)
+
+    rounds.round()
+    wait_until(lambda: sorted(looked_at) == ["bad", "good"], what="both to be looked after")
+    wait_until(
+        lambda: "Input/output error" in caplog.text, what="what is wrong with one to be said"
+    )
+    rounds.round()  # not again at once
+
+    views, unseen = rounds.views()
+    assert [view.volume for view in views] == ["good"]
+    assert list(unseen) == ["bad"]
+    assert sorted(looked_at) == ["bad", "bad", "good", "good"], "by the views"
