@@ -156,7 +156,7 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
             doctor=Doctor(volumes, catalog, observer, warnings, config.ssh_port),
             notifier=Notifier(
                 observer.report,
-                apprise,
+                apprise.each(),
                 config.node,
                 config.history.with_name("notices.json"),
             ),

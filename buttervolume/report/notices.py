@@ -93,8 +93,17 @@ Send = Callable[[Message], None]
 class Apprise:
     """Sends messages to the addresses of NOTIFY."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], first: int = 1) -> None:
+        """`first` is the number of the first address among all."""
         self._addresses = addresses
+        self._first = first
+
+    def each(self) -> "dict[str, Apprise]":
+        """What sends to each address alone, by a name that holds no secret."""
+        return {
+            f"{number} {address.partition(':')[0]}": Apprise([address], number)
+            for number, address in enumerate(self._addresses, self._first)
+        } or {"": self}
 
     def check(self) -> str | None:
         """Why nothing can be sent, if so; it loads nothing."""
@@ -115,7 +124,7 @@ class Apprise:
         import apprise
 
         failed = []
-        for number, address in enumerate(self._addresses, start=1):
+        for number, address in enumerate(self._addresses, self._first):
             target = apprise.Apprise()
             scheme = address.partition(":")[0]
             if not target.add(address):
@@ -134,20 +143,23 @@ class Notifier:
     def __init__(
         self,
         report: Callable[[], Report],
-        send: Send,
+        sends: Mapping[str, Send],
         node: str,
         memory: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`memory` is the file with what was told, so that a restart tells nothing twice."""
+        """`sends` are for one address each, by its name: an address that takes nothing is tried
+        again without another's hearing anything twice. `memory` is the file with what was told, so
+        that a restart tells nothing twice either."""
         self._report = report
-        self._send = send
+        self._sends = sends
         self._node = node
         self._memory = memory
         self._clock = clock
-        self._told: dict[Key, str] = {}
-        self._next = clock() + SETTLE
-        self._complained = False
+        self._told: dict[str, dict[Key, str]] = {}
+        """By the name of the address."""
+        self._next = dict.fromkeys(sends, clock() + SETTLE)
+        self._complained: set[str] = set()
         self._log = logging.getLogger(__name__)
 
     def start(self) -> None:
@@ -164,41 +176,59 @@ class Notifier:
                 self._log.exception("notices failed; they go on")
 
     def look(self) -> None:
-        """Look once, and send a message if there is news and it is time for one."""
-        if self._clock() < self._next:
+        """Look once, and send a message to whom there is news for, where it is time for one."""
+        due = [name for name, moment in self._next.items() if moment <= self._clock()]
+        if not due:
             return
         try:
             report = self._report()
         except ButtervolumeError as error:
             self._log.warning("no notices now: %s", error)
             return
-        news = compare(self._told, report.problems)
+        arrived = [name for name in due if self._tell(name, report)]
+        if arrived:
+            try:
+                files.replace(self._memory, json.dumps({"told": self._told}, indent=1))
+            except OSError as error:
+                self._log.warning("cannot write %s: %s", self._memory, error)
+
+    def _tell(self, name: str, report: Report) -> bool:
+        """Tell an address what is new to it; whether there was something, and it has arrived."""
+        news = compare(self._told.get(name, {}), report.problems)
         if not news:
-            return
-        self._next = self._clock() + BETWEEN_MESSAGES
+            return False
+        self._next[name] = self._clock() + BETWEEN_MESSAGES
         try:
-            self._send(word(news, self._node, len(report.problems)))
+            self._sends[name](word(news, self._node, len(report.problems)))
         except OperationFailed as error:
-            if not self._complained:
+            if name not in self._complained:
                 self._log.error("%s; it is tried again until it works", error)
-            self._complained = True
-            return
-        self._complained = False
-        self._told = {key_of(problem): describe(problem) for problem in report.problems}
-        try:
-            files.replace(self._memory, json.dumps({"told": self._told}, indent=1))
-        except OSError as error:
-            self._log.warning("cannot write %s: %s", self._memory, error)
+            self._complained.add(name)
+            return False
+        self._complained.discard(name)
+        self._told[name] = {key_of(problem): describe(problem) for problem in report.problems}
+        return True
 
     def test(self) -> None:
         """Send a message that says it is a test. Raises OperationFailed."""
-        self._send(Message(f"{self._node}: a test", "Notices of buttervolume arrive here."))
+        message = Message(f"{self._node}: a test", "Notices of buttervolume arrive here.")
+        reasons = []
+        for send in self._sends.values():
+            try:
+                send(message)
+            except OperationFailed as error:
+                reasons.append(str(error.reason))
+        if reasons:
+            raise OperationFailed("send a notice", "; ".join(dict.fromkeys(reasons)))
 
-    def _remember(self) -> dict[Key, str]:
+    def _remember(self) -> dict[str, dict[Key, str]]:
         """What was told before the daemon was started; what cannot be read is told again."""
         try:
             told = json.loads(self._memory.read_text(encoding="utf-8"))["told"]
-            return {str(key): str(text) for key, text in told.items()}
+            return {
+                str(name): {str(key): str(text) for key, text in problems.items()}
+                for name, problems in told.items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

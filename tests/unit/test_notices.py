@@ -14,6 +14,7 @@ from buttervolume.report.notices import (
     Apprise,
     Message,
     Notifier,
+    Send,
     compare,
     describe,
     key_of,
@@ -36,10 +37,11 @@ class Stage:
         self.now = 0.0
         self.is_down = False
         self.memory = directory / "notices.json"
+        self.sends: dict[str, Send] = {"1 mail": self.send}
         self.notifier = self.restart()
 
     def restart(self) -> Notifier:
-        self.notifier = Notifier(self.report, self.send, "host", self.memory, lambda: self.now)
+        self.notifier = Notifier(self.report, self.sends, "host", self.memory, lambda: self.now)
         self.notifier._told = self.notifier._remember()
         return self.notifier
 
@@ -131,6 +133,31 @@ def test_what_could_not_be_sent_is_sent_later_and_complained_of_once(
     assert stage.look(FAILING, LATE) == [describe(FAILING), describe(LATE)]
 
 
+def test_an_address_that_takes_nothing_makes_no_storm_at_the_others(stage: Stage) -> None:
+    hooked: list[str] = []
+    is_down = True
+
+    def hook(message: Message) -> None:
+        if is_down:
+            raise OperationFailed("send a notice", "no hook")
+        hooked.extend(message.body.splitlines())
+
+    stage.sends["2 hook"] = hook
+    stage.restart()
+
+    assert stage.look(FAILING) == [describe(FAILING)]
+    assert [stage.look(FAILING) for _ in range(3)] == [[], [], []]
+    stage.restart()
+    assert stage.look(FAILING, SPACE) == [describe(SPACE)]
+
+    is_down = False
+    assert stage.look(FAILING, SPACE) == []
+    assert hooked == [describe(FAILING), describe(SPACE)], "what it missed"
+    stage.restart()
+    assert stage.look(SPACE) == [f"over: {describe(FAILING)}"]
+    assert hooked[2:] == [f"over: {describe(FAILING)}"]
+
+
 @given(count=st.integers(1, 200))
 @example(count=5000)
 def test_no_message_is_endless(count: int) -> None:
@@ -158,8 +185,15 @@ def test_problems_of_one_kind_are_told_apart_by_volume_and_job() -> None:
 
 
 def test_without_addresses_the_test_says_what_is_missing() -> None:
-    with pytest.raises(OperationFailed, match="NOTIFY is empty"):
-        Apprise(())(Message("a", "b"))
+    for send in (Apprise(()), *Apprise(()).each().values()):
+        with pytest.raises(OperationFailed, match="NOTIFY is empty"):
+            send(Message("a", "b"))
+
+
+def test_no_name_of_an_address_holds_its_secret() -> None:
+    addresses = ("json://user:secret@x", "mailto://user:secret@y", "json://z")
+
+    assert list(Apprise(addresses).each()) == ["1 json", "2 mailto", "3 json"]
 
 
 def test_without_apprise_there_is_a_warning_that_says_how_to_get_it(
