@@ -50,9 +50,11 @@ class Activity:
     running: Mapping[str, datetime]
     """Since when, in UTC, a job is with its worker."""
     waiting: frozenset[str]
-    """Those that have nothing to do until there is a volume of that name."""
+    """Those that have nothing to do until there is a volume of that name, and this host's."""
     since_round: float
     """Seconds since its thread last came by, with or without success; it comes every TIMER."""
+    elsewhere: frozenset[str] = frozenset()
+    """Of those that wait, the ones whose volume another host owns, as their last try found."""
 
 
 class Workers:
@@ -170,6 +172,7 @@ class Scheduler:
                 dict(self._running),
                 self._waiting | self._elsewhere,
                 time.monotonic() - self._last_round,
+                frozenset(self._elsewhere),
             )
 
     def _loop(self) -> None:

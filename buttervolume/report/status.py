@@ -34,7 +34,7 @@ class State(StrEnum):
     FAILING = "failing"
     PAUSED = "paused"
     WAITING = "waiting"
-    """There is no such volume."""
+    """There is no such volume, or it follows its service and is another host's now."""
     NEW = "new"
 
 
@@ -362,7 +362,7 @@ def _state(job: Job, memory: Memory, is_running: bool, facts: Facts) -> State:
         return State.RUNNING
     if facts.paused or not job.active:
         return State.PAUSED
-    if not _has_its_volume(job, facts):
+    if job.key in facts.activity.elsewhere or not _has_its_volume(job, facts):
         return State.WAITING
     if memory.failures:
         return State.FAILING
@@ -419,10 +419,12 @@ def _of_jobs(jobs: Iterable[JobStatus], facts: Facts) -> Iterable[Problem]:
 
 
 def _unprotected(facts: Facts) -> Iterable[Problem]:
-    """A volume with jobs is meant to be kept; without a snapshot there is nothing to keep."""
+    """A volume with jobs is meant to be kept; without a snapshot there is nothing to keep. One that
+    follows its service gets its copies without a job."""
+    followed = {view.volume for view in facts.followed} | facts.unseen.keys()
     protects: dict[str, bool] = {}
     for job in facts.jobs:
-        so_far = protects.get(job.volume, False)
+        so_far = protects.get(job.volume, job.volume in followed)
         protects[job.volume] = so_far or job.task.protects
     for volume, is_protected in sorted(protects.items()):
         if not is_protected and volume in facts.volumes:

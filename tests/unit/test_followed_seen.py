@@ -14,7 +14,7 @@ from buttervolume.report.doctor import judge_report
 from buttervolume.report.notices import compare, describe, key_of
 from buttervolume.report.status import Facts, Kind, Report, index, local, report
 from buttervolume.web import app, metrics
-from tests.unit.test_status import FACTS, MINUTE, NOON, snapshot
+from tests.unit.test_status import FACTS, MINUTE, NOON, job, snapshot
 
 HOSTILE = "db@<img src=x onerror=alert(1)>\x1b[2J\u202e"
 
@@ -68,6 +68,17 @@ def test_a_volume_whose_members_have_all_is_no_problem() -> None:
 
     assert made.problems == ()
     assert [each["Name"] for each in answer.report(made)["Followed"]] == ["db"]
+
+
+def test_a_volume_that_follows_its_service_gets_its_copies_without_a_job() -> None:
+    purge = job("db,purge:1h:1d,60")
+    alone = report(replace(FACTS, jobs=(purge,)))
+    told = report(replace(facts(view(member("bob"))), jobs=(purge,)))
+    silent = report(replace(FACTS, jobs=(purge,), unseen={"db": "it cannot be read"}))
+
+    assert [each.kind for each in alone.problems] == [Kind.UNPROTECTED]
+    assert told.problems == ()
+    assert [each.kind for each in silent.problems] == [Kind.LAG]
 
 
 def test_forks_and_two_lines_are_of_one_kind_lag_and_silence_of_another() -> None:

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from buttervolume.errors import ButtervolumeError, NoSuchVolume, TooManyTransfers
+from buttervolume.errors import ButtervolumeError, NoSuchVolume, NotOwner, TooManyTransfers
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.jobs import scheduler as module
@@ -686,6 +686,21 @@ def test_a_job_waits_for_its_volume_and_that_is_neither_failure_nor_success(stag
     stage.volumes = ("db",)
     assert sorted(stage.round()) == ["replicate:h db", "snapshot db"]
     assert stage.scheduler.activity().waiting == frozenset()
+
+
+def test_a_job_of_a_volume_that_another_host_owns_is_elsewhere_until_it_is_back(
+    stage: Stage,
+) -> None:
+    stage.write("db,snapshot,60")
+    stage.doings.failing["snapshot db"] = NotOwner("db", "web2")
+    stage.round()
+    assert stage.scheduler.activity().elsewhere == {"snapshot db"}
+    assert stage.memory().failures == 0
+
+    del stage.doings.failing["snapshot db"]
+    stage.round()
+    assert stage.scheduler.activity().elsewhere == frozenset()
+    assert stage.memory().last_success == NOON
 
 
 def test_a_volume_that_goes_before_its_job_begins_is_no_failure(

@@ -170,6 +170,16 @@ def test_what_is_paused_or_waits_is_no_problem(memory: Memory, row: str) -> None
     assert made.jobs[0].next_run is None
 
 
+def test_a_job_whose_volume_is_another_hosts_now_waits_and_is_no_problem() -> None:
+    facts = with_job(succeeded(Memory(), NOON - 99 * HOUR, "x"))
+    elsewhere = replace(facts.activity, elsewhere=frozenset({"snapshot db"}))
+
+    made = report(replace(facts, activity=elsewhere))
+
+    assert not made.problems
+    assert (made.jobs[0].state, made.jobs[0].next_run) == (State.WAITING, None)
+
+
 @pytest.mark.parametrize(
     ("memory", "next_run"),
     [
