@@ -130,6 +130,8 @@ class History:
         """Whether it was said that the file cannot be written now."""
         self._connection: sqlite3.Connection | None = None
         """Handed from `start` to the thread."""
+        self._opened: os.stat_result | None = None
+        """What file is open; it may lose its name."""
         self._thread = threading.Thread(target=self._work, name="history", daemon=True)
 
     def start(self, old_state: Path | None = None) -> dict[str, Memory]:
@@ -224,6 +226,12 @@ class History:
         next_prune = time.monotonic()
         while self._wait(next_prune):
             try:
+                if connection is not None and not self._is_there():
+                    connection.close()
+                    connection = None
+                    self._log.warning("%s is gone; a new one begins", self.path)
+                    self._forget_log()
+                    self._begin_anew()
                 if connection is None:
                     connection = self._open()
                 if time.monotonic() >= next_prune:
@@ -292,6 +300,21 @@ class History:
             if self._stopping:
                 self._tasks.clear()
 
+    def _is_there(self) -> bool:
+        """Whether the file that is open still has its name: somebody may have removed it, or put
+        another in its place."""
+        try:
+            return self._opened is not None and os.path.samestat(self._opened, os.stat(self.path))
+        except FileNotFoundError:
+            return False
+        except OSError:  # nobody can tell now
+            return True
+
+    def _forget_log(self) -> None:
+        """Remove what sqlite has beside a file that is not there any more."""
+        for suffix in ("-wal", "-shm"):  # another file must not find its log
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+
     def _begin_anew(self) -> None:
         """Let a new file get the memories that the old one had."""
         with self._changed:
@@ -323,6 +346,7 @@ class History:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "it is no regular file")
             os.fchmod(descriptor, 0o600)
+            self._opened = os.fstat(descriptor)
         finally:
             os.close(descriptor)
         connection = sqlite3.connect(
@@ -373,6 +397,9 @@ class History:
         values: tuple[object, ...] = (earliest, not failed, limit)
         if volume is not None:
             query, values = _SEARCH_VOLUME, (volume, *values)
+        with self._changed:
+            if not self._tasks and not self._is_there():
+                self._add(lambda _: None)  # this makes a new one
         self.flush(_BUSY)
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=ro"

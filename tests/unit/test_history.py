@@ -343,6 +343,31 @@ def test_a_value_that_nobody_can_have_written_spoils_nothing_else(
     assert warnings(caplog) == []
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_a_database_that_is_taken_away_while_it_is_used_begins_anew(
+    diary: Diary, replaced: bool
+) -> None:
+    before = [run(0)] if replaced else []
+    diary.open()
+    for each in before:
+        diary.history.record(each)
+    diary.close()
+    saved = diary.path.read_bytes()
+    diary.open()
+    diary.history.record(run(1), "snapshot db", Memory(NOON))
+    diary.history.flush()
+
+    diary.path.unlink()
+    if replaced:
+        diary.path.write_bytes(saved)
+
+    assert diary.found() == before, "it is no error to look"
+    diary.history.record(run(2), "snapshot web", Memory(NOON + HOUR))
+    assert diary.found() == [*before, run(2)]
+    assert diary.reopen() == {"snapshot db": Memory(NOON), "snapshot web": Memory(NOON + HOUR)}
+    assert diary.found() == [*before, run(2)]
+
+
 def test_a_database_of_a_newer_version_is_put_aside(
     diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:
