@@ -15,6 +15,7 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -39,7 +40,7 @@ from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import LOCK_NAME, SnapshotName
 from buttervolume.store import attributes
-from buttervolume.system import btrfs, command, namespace, uuids
+from buttervolume.system import btrfs, command, locks, namespace, uuids
 from buttervolume.system.command import Flow, Process
 from buttervolume.words import shortened
 
@@ -313,18 +314,24 @@ class Peer:
             other = btrfs.info(parent_path)
             parent = other.received_uuid or other.uuid
         compressed = number(request.get("stream", 1)) >= 2 and stream_version() >= 2
-        self._say(
-            {
-                "stream": str(name),
-                "uuid": str(info.received_uuid or info.uuid),
-                "ctransid": info.changed,
-                "parent": str(parent) if parent else None,
-            }
-        )
         argv = btrfs.send_command(path, parent=parent_path, compressed=compressed)
-        self._is_streaming = True
-        os.set_blocking(self._stdout, True)
-        with Process(argv, stdout=self._stdout) as process:
+        with ExitStack() as stack:
+            try:
+                for each in filter(None, (path, parent_path)):
+                    stack.enter_context(locks.reading(each))
+            except OSError as error:
+                raise OperationFailed(f"send {name}", error) from error
+            self._say(
+                {
+                    "stream": str(name),
+                    "uuid": str(info.received_uuid or info.uuid),
+                    "ctransid": info.changed,
+                    "parent": str(parent) if parent else None,
+                }
+            )
+            self._is_streaming = True
+            os.set_blocking(self._stdout, True)
+            process = stack.enter_context(Process(argv, stdout=self._stdout))
             process.wait(Flow(), intake.STALL, process.written)
             failure = process.failure()
         if failure:

@@ -1,11 +1,13 @@
 """Who may do what at the same time: mutexes for short operations, holds for long ones."""
 
 import fcntl
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 
 class Mutexes:
@@ -131,3 +133,30 @@ def lock_file(descriptor: int, patience: float, pause: float) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(pause)
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Let other processes see that this one reads a directory until the block ends, however long
+    that takes (see `is_read`). Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        share_file(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_read(directory: Path) -> bool:
+    """Whether a process is `reading` a directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
