@@ -259,8 +259,9 @@ class NestedSubvolumes(ButtervolumeError):
 class TransferBusy(ButtervolumeError):
     """The same transfer is under way already."""
 
-    def __init__(self, volume: str, host: str) -> None:
-        super().__init__(f"{volume}: a send of this volume to {host} is under way already")
+    def __init__(self, volume: str, host: str, *, incoming: bool = False) -> None:
+        way = "receive of this volume from" if incoming else "send of this volume to"
+        super().__init__(f"{volume}: a {way} {host} is under way already")
 
 
 class TooManyTransfers(ButtervolumeError):

@@ -63,7 +63,7 @@ class Receiver:
         self._transfers = transfers
         self._now = now
         self._min_free = min_free
-        self._receiving: Holds = Holds(lambda key: TransferBusy(*key.split("@")))
+        self._receiving: Holds = Holds(lambda key: TransferBusy(*key.split("@"), incoming=True))
         self._log = logging.getLogger(__name__)
 
     def receive(self, name: str, host: str) -> Received:
@@ -90,7 +90,7 @@ class Receiver:
             self._transfers.start("receive", volume, name, host) as transfer,
         ):
             if not claimed:
-                raise TransferBusy(volume, host)
+                raise TransferBusy(volume, host, incoming=True)
             try:
                 return self._receive(volume, wanted, host, transfer, may_be_changes=True)
             except NoSuchParent:

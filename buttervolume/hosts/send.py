@@ -198,11 +198,12 @@ class Sender:
     def _missing(self, volume: str, host: str) -> list[SnapshotName]:
         """The snapshots that a host lacks."""
         here = self._local.side(volume)
-        newest = lineage.newest(here, volume, self._now())
-        if newest is None:
+        ours = lineage.missing(here, Side(), volume, self._now())
+        if not ours:
             return []
-        with self._transfers.start("send", volume, str(newest.name), host) as transfer:
-            there = self._side_of(host, newest.name, transfer)
+        newest = ours[-1].name
+        with self._transfers.start("send", volume, str(newest), host) as transfer:
+            there = self._side_of(host, newest, transfer)
         return [facts.name for facts in lineage.missing(here, there, volume, self._now())]
 
     def _side_of(self, host: str, name: SnapshotName, transfer: Transfer) -> Side:

@@ -98,12 +98,13 @@ def volumes(alpha: Host, beta: Host) -> tuple[str, str]:
     return shop, secret
 
 
-def steal(alpha: Host, beta: Host, *roles: str, node: str = "alpha") -> Key:
+def steal(alpha: Host, beta: Host, *roles: str, node: str | None = "alpha") -> Key:
     file = f"/root/.ssh/key-{next(KEYS)}"
     alpha.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file)
     wanted = [word for role in roles for word in ("--authorize", role)]
     public = alpha.path(f"{file}.pub").read_text()
-    script = f"buttervolume peer {shlex.join(wanted)} --volumes 'shop-*' --node {node}"
+    named = f"--node {node}" if node else ""
+    script = f"buttervolume peer {shlex.join(wanted)} --volumes 'shop-*' {named}"
     line = beta.run("sh", "-c", script, input=public).stdout
     assert line.startswith('restrict,command="buttervolume peer --role ')
     beta.run("sh", "-c", "cat >> /root/.ssh/authorized_keys", input=line)
@@ -430,6 +431,19 @@ def test_a_pull_key_changes_nothing_but_its_own_marker(
 
     assert beta.snapshot_names(shop) == [first, second, f"{second}@alpha"]
     assert answer.refusals()[2:] == ["NotAllowed", "NoSuchSnapshot", "NotAllowed"]
+
+
+def test_a_pull_key_without_a_name_can_move_the_mark_of_another_host(
+    alpha: Host, beta: Host, install: None, volumes: tuple[str, str]
+) -> None:
+    shop, _ = volumes
+    first, second = beta.snapshot(shop), beta.snapshot(shop)
+    nameless = steal(alpha, beta, "pull", node=None)
+
+    for snapshot in (first, second):
+        nameless.ask({"do": "hello", "node": "gamma"}, {"do": "received", "name": snapshot})
+
+    assert beta.snapshot_names(shop) == [first, second, f"{second}@gamma"]
 
 
 def test_a_pull_key_gets_no_copy_that_is_not_whole(

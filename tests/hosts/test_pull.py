@@ -170,6 +170,47 @@ def test_while_it_comes_it_is_partial_and_it_can_be_cancelled(pair: Pair, there:
 
 
 @pytest.mark.usefixtures("with_peer")
+def test_what_is_being_received_and_its_parent_are_held_there(pair: Pair, there: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    aged = [f"{there}@2020-0{month}-01T00:00:00.000000" for month in (1, 2, 3)]
+    for name, size in zip(aged, (1, 1, 16), strict=True):
+        taken = snapshot_with(beta, there, "big", content(size * MEBIBYTE))
+        beta.path(f"{SNAPSHOTS}/{taken}").rename(beta.path(f"{SNAPSHOTS}/{name}"))
+    oldest, parent, sent = aged
+    newest = beta.snapshot(there)
+    assert receive(alpha, parent) == parent
+    pair.network.limit("beta", "2mbit")
+    receiving = alpha.start("Snapshot.Receive", Name=sent, Host="beta")
+    alpha.wait_for_bytes()
+
+    for held in (parent, sent):
+        assert "under way" in beta.api.refused("Snapshot.Remove", Name=held)
+    assert beta.api.call("Snapshots.Purge", Name=there, Pattern="1h:1h")["Purged"] == [oldest]
+    assert not receiving.is_over()
+
+    pair.network.unlimit("beta")
+    assert receiving.error() == ""
+    assert equal(alpha, beta, sent)
+    assert beta.snapshot_names(there) == [parent, sent, f"{sent}@alpha", newest]
+
+
+@pytest.mark.usefixtures("with_peer")
+def test_the_same_receive_again_is_refused_as_one(pair: Pair, there: str) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    snapshot_with(beta, there, "big", content(16 * MEBIBYTE))
+    pair.network.limit("beta", "2mbit")
+    receiving = alpha.start("Snapshot.Receive", Name=there, Host="beta")
+    alpha.wait_for_bytes()
+
+    refusal = alpha.start("Snapshot.Receive", Name=there, Host="beta").error()
+
+    assert refusal == f"{there}: a receive of this volume from beta is under way already"
+    [transfer] = alpha.transfers()
+    alpha.api.call("Transfers.Cancel", Id=transfer["Id"])
+    assert receiving.error() == "the transfer was cancelled"
+
+
+@pytest.mark.usefixtures("with_peer")
 def test_what_would_fill_the_disk_here_does_not_come_in(
     alpha: Host, tiny: Host, volume: str
 ) -> None:
@@ -327,6 +368,18 @@ def test_a_mirror_gets_every_snapshot_in_their_order(alpha: Host, beta: Host, vo
     assert alpha.cli("send", "--all", "beta", volume).stdout == ""
     more = snapshot_with(alpha, volume, "more", b"m")
     assert alpha.cli("send", "--all", "beta", volume).stdout.split() == [more]
+
+
+def test_a_mirror_gets_what_a_restore_has_kept_even_if_that_is_all(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    first = snapshot_with(alpha, volume, "file", b"1")
+    alpha.file(volume, "file").write_bytes(b"2")
+    backup = alpha.api.call("Snapshot.Restore", Name=first)["VolumeBackup"]
+    alpha.api.call("Snapshot.Remove", Name=first)
+
+    assert alpha.cli("send", "--all", "beta", volume).stdout.split() == [backup]
+    assert equal(alpha, beta, backup)
 
 
 @pytest.mark.usefixtures("with_peer")
