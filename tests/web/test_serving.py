@@ -358,6 +358,53 @@ def test_the_shipped_rules_are_right() -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+def test_a_job_that_is_late_fires_an_alert_whether_it_runs_or_not(tmp_path: Path) -> None:
+    where = {"instance": "nas", "job": "buttervolume"}
+    series = {
+        'buttervolume_problems{instance="nas",job="buttervolume",kind="late"}': 2,
+        'buttervolume_job_state{instance="nas",job="buttervolume",volume="db",action="snapshot",'
+        'state="late"}': 1,
+        'buttervolume_job_state{instance="nas",job="buttervolume",volume="web",action="mirror:b",'
+        'state="late"}': 0,
+    }
+    late = {"volume": "db", "action": "snapshot", "state": "late"}
+    expected = {
+        "ButtervolumeJobLate": (
+            where | late,
+            "snapshot of db on nas has not succeeded for more than twice its period",
+        ),
+        "ButtervolumeJobRunsLate": (
+            where,
+            "1 job(s) on nas are running, and have not succeeded for more than twice their period",
+        ),
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"{n}x9"} for name, n in series.items()],
+        "alert_rule_test": [
+            {
+                "eval_time": "5m",
+                "alertname": name,
+                "exp_alerts": [
+                    {
+                        "exp_labels": labels | {"severity": "warning"},
+                        "exp_annotations": {"summary": summary},
+                    }
+                ],
+            }
+            for name, (labels, summary) in expected.items()
+        ],
+    }
+    file = tmp_path / "tests.json"
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "tests": [test]}))
+
+    done = subprocess.run(
+        ["promtool", "test", "rules", file], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_metric_of_the_rules_is_one_that_there_is_and_all_are_in_the_manual(
     site: Site,
 ) -> None:
