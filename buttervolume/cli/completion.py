@@ -12,6 +12,8 @@ _KINDS = {
     "snapshot": "snapshots",
     "name": "either",
     "host": "hosts",
+    "origin": "hosts",
+    "words": "volumes",
     "action": "actions",
 }
 """What arguments are completed to, by their names in the parser."""

@@ -170,7 +170,11 @@ def usage(call: Call, arguments: argparse.Namespace) -> list[str]:
         names = [volume["Name"] for volume in call("VolumeDriver.Volume.List")["Volumes"]]
         measured: list[dict[str, Any]] = []
         for name in _with_progress(names):
-            measured += call("VolumeDriver.Usage", Name=name)["Usage"]
+            try:
+                measured += call("VolumeDriver.Usage", Name=name)["Usage"]
+            except Refused as refusal:
+                if refusal.code != "NoSuchVolume":  # else it was removed meanwhile
+                    raise
         answer = {"Usage": measured}
     if arguments.json:
         return as_json(answer)
@@ -210,7 +214,7 @@ def doctor(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
         from buttervolume.report.doctor import docker
         from buttervolume.system import command
 
-        for each in docker(command.run):
+        for each in docker(command.run, _names_of_volumes(call)):
             findings.append(_finding(each.check, each.level, each.message, each.advice))
     is_well = all(finding["Level"] != "bad" for finding in findings)
     if arguments.json:
@@ -224,6 +228,14 @@ def doctor(call: Call, arguments: argparse.Namespace) -> tuple[list[str], bool]:
         for finding in findings
     ]
     return table(["", "CHECK", "FOUND"], rows), is_well
+
+
+def _names_of_volumes(call: Call) -> list[str]:
+    """The volumes of this host; none where the daemon does not tell."""
+    try:
+        return [volume["Name"] for volume in call("VolumeDriver.List")["Volumes"]]
+    except (NoDaemon, Refused):
+        return []
 
 
 def _finding(check: str, level: str, message: str, advice: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -259,7 +259,7 @@ class Doctor:
         if ssh is None:
             yield bad("ssh", "it is not installed", "install openssh-client, for other hosts")
         else:
-            yield good("ssh", ssh)
+            yield good("ssh", _version_of_ssh() or ssh)
         yield judge_rsync(_printed("rsync", "--version"))
 
     def _quotas(self) -> Iterator[Finding]:
@@ -356,6 +356,13 @@ def _printed(*argv: str) -> str | None:
     return next(iter(lines(command.run(argv))), "")
 
 
+def _version_of_ssh() -> str:
+    """What ssh says of its version, which goes to stderr."""
+    with Process(["ssh", "-V"]) as process:
+        process.wait(Flow(), _LIMIT)
+        return next(iter(lines(process.messages())), "")
+
+
 def _boot_order(point: str) -> Iterator[Finding]:
     """Whether the filesystem comes back at the next start of the machine, before Docker."""
     try:
@@ -447,9 +454,11 @@ echo {_MARK}
 # Docker, which only the command line can ask: the daemon may be in a container of its own
 
 
-def docker(driver_answers: Callable[[Sequence[str]], str]) -> list[Finding]:
-    """Whether Docker reaches the daemon. `driver_answers` runs a command of docker's and raises
-    CommandFailed."""
+def docker(
+    driver_answers: Callable[[Sequence[str]], str], volumes: Collection[str] = ()
+) -> list[Finding]:
+    """Whether Docker reaches the daemon, and takes none of its `volumes` for one of its own.
+    `driver_answers` runs a command of docker's and raises CommandFailed."""
     try:
         version = driver_answers(["docker", "version", "--format", "{{.Server.Version}}"]).strip()
     except CommandFailed as error:
@@ -466,4 +475,8 @@ def docker(driver_answers: Callable[[Sequence[str]], str]) -> list[Finding]:
     rows = [line.partition(" ") for line in lines(listed)]
     ours = [name for driver, _, name in rows if driver.startswith(("btrfs", "anybox/", "ccomb/"))]
     found.append(good("volumes", f"Docker lists {len(ours)} of this driver"))
+    local = [name for driver, _, name in rows if driver == "local" and name in volumes]
+    if local:
+        advice = "see 'Docker made a local volume' in the manual: docker volume rm, then create it"
+        found.append(bad("volumes", f"Docker has local volumes instead: {_some(local)}", advice))
     return found

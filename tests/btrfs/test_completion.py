@@ -66,6 +66,9 @@ def test_names_are_completed(daemon: Daemon, place: Place, script: Path, tmp_pat
     assert offered(daemon, script, "restore", "d") == ["db", "db2"]
     assert offered(daemon, script, "restore", "db@") == [taken, f"{taken}@nas"]
     assert offered(daemon, script, "send", "", home=tmp_path) == ["backup", "nas", "other"]
+    assert offered(daemon, script, "restore", "--from", "b", home=tmp_path) == ["backup"]
+    assert offered(daemon, script, "follow", "d") == ["db", "db2"]
+    assert offered(daemon, script, "follow", "take", "w") == ["web"]
     assert offered(daemon, script, "schedule", "s") == ["snapshot", "synchronize:"]
 
 

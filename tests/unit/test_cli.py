@@ -14,15 +14,17 @@ import tempfile
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from buttervolume.cli.client import Answer, Refused
 from buttervolume.cli.completion import PREAMBLE
 from buttervolume.cli.main import Exit, main
 from buttervolume.cli.meant import OTHER_WORDS, meant
 from buttervolume.cli.parser import build_parser
 from buttervolume.cli.printing import age_of
-from buttervolume.cli.seeing import doctor
+from buttervolume.cli.seeing import doctor, usage
 from buttervolume.cli.terminal import columns
 from buttervolume.jobs.actions import ACTIONS, Action
 
@@ -601,6 +603,19 @@ def test_a_finding_and_what_to_do_about_it_are_one_sentence() -> None:
         ["good", "b", "port", "1122", "is", "open"],
         ["bad", "b", "key", "denied:", "let", "it", "in"],
     ]
+
+
+def test_a_volume_that_is_removed_while_usage_measures_spoils_no_other() -> None:
+    def call(endpoint: str, Name: str = "") -> dict[str, Any]:  # noqa: N803 - a key of the API
+        if endpoint == "VolumeDriver.Volume.List":
+            return {"Volumes": [{"Name": name} for name in ("db", "gone", "web")]}
+        if Name == "gone":
+            raise Refused("gone: no such volume", Answer(Code="NoSuchVolume"))
+        return {"Usage": [{"Name": Name, "Bytes": 1, "Exclusive": 1, "Snapshots": 0}]}
+
+    lines = usage(call, arguments("usage"))
+
+    assert [line.split()[0] for line in lines] == ["VOLUME", "db", "web"]
 
 
 # Where nothing can be printed

@@ -151,3 +151,15 @@ def test_docker_that_answers_nothing_is_a_note_and_a_driver_that_does_not_is_bad
     assert levels(docker(nothing)) == {"docker": Level.NOTE}
     assert levels(docker(hangs)) == {"docker": Level.GOOD, "volumes": Level.BAD}
     assert docker(fine)[1].message == "Docker lists 2 of this driver"
+    assert levels(docker(fine, ["db", "web"])) == {"docker": Level.GOOD, "volumes": Level.GOOD}
+
+
+def test_a_local_volume_in_the_place_of_one_of_ours_is_bad() -> None:
+    def listed(argv: Sequence[str]) -> str:
+        return "local db\nlocal other\nbtrfs web\n" if "volume" in argv else "28.1\n"
+
+    *_, found = docker(listed, ["db", "web"])
+
+    assert (found.check, found.level) == ("volumes", Level.BAD)
+    assert "local volumes instead: db" in found.message
+    assert "docker volume rm" in found.advice
