@@ -42,8 +42,9 @@ it got its Received UUID. The kernel keeps these numbers as they are given and d
 _RECEIVED = struct.Struct("=16sQQQI4xQI4x136x")
 _SUBVOL_INFO = struct.Struct("=Q256s4Q16s16s16s4Q" + "QI4x" * 4 + "8Q")
 _DELETE_BATCH = 4000
-"""Paths for one `btrfs subvolume delete`: a name has 255 bytes at the most, so that they stay below
-the 2 MiB that execve(2) takes."""
+"""Paths for one `btrfs subvolume delete`, where execve(2) takes that much; see `_batches`."""
+_PER_ARGUMENT = 9
+"""Bytes that an argument takes beside its own: its end and a pointer to it (execve(2))."""
 
 
 @dataclass(frozen=True)
@@ -230,14 +231,27 @@ def delete(paths: Sequence[str]) -> dict[str, str]:
     that it cannot delete (cmds/subvolume.c).
     """
     failed: dict[str, str] = {}
-    for start in range(0, len(paths), _DELETE_BATCH):
-        batch = paths[start : start + _DELETE_BATCH]
+    for batch in _batches(paths):
         try:
             command.run(["btrfs", "subvolume", "delete", *batch])
         except CommandFailed as error:
             reason = "; ".join(dict.fromkeys(lines(error.stderr))) or str(error)
             failed |= {path: reason for path in batch if os.path.lexists(path)}
     return failed
+
+
+def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Paths in their order, as many at a time as a command takes beside its environment."""
+    room = os.sysconf("SC_ARG_MAX") // 2  # a quarter of the limit on the stack
+    start = size = 0
+    for number, path in enumerate(paths):
+        one = len(os.fsencode(path)) + _PER_ARGUMENT
+        if number - start == _DELETE_BATCH or (size and size + one > room):
+            yield paths[start:number]
+            start, size = number, 0
+        size += one
+    if paths:
+        yield paths[start:]
 
 
 def is_subvolume(path: Path) -> bool:

@@ -364,11 +364,16 @@ def test_many_are_deleted_by_few_commands(
     assert left_over(store) == {*names[:25], stuck, default}
 
 
+@pytest.mark.parametrize("limit", ["paths", "bytes"])
 def test_more_than_one_command_can_take_are_deleted_by_several(
-    store: Store, shim: Shim, monkeypatch: pytest.MonkeyPatch
+    store: Store, shim: Shim, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setenv("PATH", f"{shim.directory}:{os.environ['PATH']}")
-    monkeypatch.setattr(kernel, "_DELETE_BATCH", 10)
+    if limit == "paths":
+        monkeypatch.setattr(kernel, "_DELETE_BATCH", 10)
+    else:  # as with a small limit on the stack
+        one = len(f"{store.place.snapshots}/db@{at(NOON)}") + 9
+        monkeypatch.setattr(os, "sysconf", lambda _: 2 * 10 * one)
     names = make(store.place, [f"db@{at(NOON - n * HOUR)}" for n in range(50)])
     stuck, default = names[27], names[48]
 
