@@ -52,15 +52,18 @@ def restore(services: Services, body: Body) -> Answer:
     name, origin = body.text("Name"), body.optional_text("From")
     target, at = body.optional_text("Target"), body.optional_text("At")
     force, backwards = body.flag("Force"), body.flag("Undo")
+    volume = name.partition("@")[0] if target is None else target
     warnings: list[str] = []
     if origin is not None:  # what can be refused is refused before days of transfer
         if backwards or at is not None:
             raise BadRestore("from another host comes its newest snapshot, or one that is named")
-        if target is not None:
-            check_volume_reference(target)
+        check_volume_reference(volume)
+        with services.following.restoring(volume):
+            if not force:
+                services.contents.check_replaceable(volume)
         received = services.replication.receive(name, origin)
         name, warnings = received.snapshot, [received.warning]
-    with services.following.restoring(name.partition("@")[0] if target is None else target):
+    with services.following.restoring(volume):
         restored = services.contents.restore(name, target, force=force, undo=backwards, at=at)
     answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:

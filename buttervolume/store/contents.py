@@ -178,6 +178,12 @@ class Contents:
             warnings.append(f"newer, but cannot be read: {enumerated(map(str, lost))}")
         return latest, warnings
 
+    def check_replaceable(self, volume: str) -> None:
+        """Raise VolumeMounted or NestedSubvolumes where a restore into a volume, without force,
+        would now, if there is such a volume."""
+        if self._volumes.exists(volume):
+            self._check_replaceable(volume)
+
     def _check_replaceable(self, volume: str) -> None:
         self._check_unused(volume)
         try:

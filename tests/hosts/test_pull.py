@@ -262,6 +262,27 @@ def test_a_restore_from_another_host_is_a_transfer(pair: Pair, there: str) -> No
     assert alpha.snapshot_names(there) == []
 
 
+@pytest.mark.usefixtures("with_peer")
+def test_a_restore_that_will_be_refused_is_so_before_anything_comes(
+    alpha: Host, beta: Host, there: str
+) -> None:
+    snapshot_with(beta, there, "file", b"1")
+    alpha.api.call("Create", Name=there)
+
+    def refused() -> str:
+        return alpha.api.refused("Snapshot.Restore", Name=there, From="beta")
+
+    alpha.api.call("Mount", Name=there, ID="container")
+    assert "a container uses this volume" in refused()
+    alpha.api.call("Unmount", Name=there, ID="container")
+    alpha.run("btrfs", "subvolume", "create", f"{VOLUMES}/{there}/nested")
+    assert "nested" in refused()
+    assert alpha.snapshot_names(there) == []
+
+    restored = alpha.api.call("Snapshot.Restore", Name=there, From="beta", Force=True)
+    assert alpha.snapshot_names(there) == sorted([restored["Restored"], restored["VolumeBackup"]])
+
+
 # Histories that have gone their own ways
 
 
