@@ -31,6 +31,7 @@ from buttervolume.names import SnapshotName
 from buttervolume.system import btrfs, mounts, namespace, nested, uuids
 from buttervolume.system.btrfs import Subvolume
 from buttervolume.system.command import PIPE, Flow, Process, enlarge
+from buttervolume.system.locks import is_locked
 
 STALL = 300.0
 """Seconds in which something worth mentioning must move."""
@@ -259,24 +260,9 @@ def notes_in(directory: Path) -> list[Note]:
 def arriving(directory: Path, volume: str) -> str | None:
     """The name of a copy of a volume that a transfer is bringing now, if there is one."""
     for note in notes_in(directory):
-        if note.copy.partition("@")[0] == volume and _is_held(note.path):
+        if note.copy.partition("@")[0] == volume and is_locked(note.path):
             return note.copy
     return None
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a transfer that is under way has a note."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:  # it is over
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def has_note(directory: Path, name: SnapshotName) -> bool:

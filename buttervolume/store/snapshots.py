@@ -25,7 +25,7 @@ from buttervolume.store.hindrance import explain
 from buttervolume.store.retention import Pattern, Verdict, judge
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs, files, nested, quota
-from buttervolume.system.locks import Holds, is_read
+from buttervolume.system.locks import Holds, is_locked
 
 _NAMED = 20
 """How many nested subvolumes a message names."""
@@ -231,7 +231,7 @@ class Snapshots:
                 path.with_name(names.receiving_note(name)).unlink(missing_ok=True)
                 self._names_on_disk.sync()
             except (CommandFailed, OSError) as error:
-                if is_read(path):  # by a session of another host; BTRFS deletes none that is sent
+                if is_locked(path):  # by a session of another host; BTRFS deletes none that is sent
                     raise SnapshotBusy(name) from error
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
@@ -291,7 +291,7 @@ class Snapshots:
             deleted, failed = self.remove_many(doomed)
         except OSError as error:
             raise OperationFailed(f"purge volume {volume}", error) from error
-        failed = {n: why for n, why in failed.items() if not is_read(self._catalog.path / n)}
+        failed = {n: why for n, why in failed.items() if not is_locked(self._catalog.path / n)}
         return Purged(deleted, failed, plan.warning)
 
     def remove_many(self, doomed: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -138,7 +138,7 @@ def lock_file(descriptor: int, patience: float, pause: float) -> None:
 @contextmanager
 def reading(directory: Path) -> Iterator[None]:
     """Let other processes see that this one reads a directory until the block ends, however long
-    that takes (see `is_read`). Raises OSError."""
+    that takes (see `is_locked`). Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         share_file(descriptor)
@@ -147,10 +147,11 @@ def reading(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_read(directory: Path) -> bool:
-    """Whether a process is `reading` a directory."""
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock on a file or a directory (flock(2)), alone or together with
+    others; nobody does on what cannot be opened."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
