@@ -327,6 +327,7 @@ def test_a_clone_and_a_copy_are_volumes_of_their_own(trio: Trio, volume: str) ->
     everywhere(trio, volume)
     used_on(trio.ann, volume, "1")
     trio.ann.cli("clone", volume, f"{volume}-clone")
+    replicated(trio, volume, "1", trio.bob)  # so there is a snapshot
     trio.ann.cli("restore", f"{volume}@latest", f"{volume}-restored")
     trio.ann.create(f"{volume}-from", **{"from": volume})
     for name in ("clone", "restored", "from"):
