@@ -1,8 +1,10 @@
 """What comes in and what goes out: JSON objects."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from buttervolume.words import enumerated
 
 _LONGEST_TICKET = 64
 
@@ -11,6 +13,18 @@ Answer = dict[str, object]
 
 class Unchanged(Answer):
     """The answer of a call that may change something, and this time has changed nothing."""
+
+
+def joined(warnings: Iterable[str]) -> Answer:
+    """The part of an answer that warns, if there is something to warn of."""
+    said = [warning for warning in warnings if warning]
+    return {"Warning": "; ".join(said)} if said else {}
+
+
+def without(unreadable: Iterable[str]) -> Answer:
+    """The warning of a list that some are named in, of which nothing else can be told."""
+    named = enumerated(unreadable)
+    return joined([f"cannot be read: {named}" if named else ""])
 
 
 class MalformedRequest(Exception):

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from buttervolume.api.body import Answer, Body, MalformedRequest
+from buttervolume.api.body import Answer, Body, MalformedRequest, joined
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.report import answer
 from buttervolume.services import Services
@@ -12,8 +12,7 @@ def show(services: Services, body: Body) -> Answer:
     """How one volume stands, or all: the members are asked."""
     views, unseen = services.decisions.look(body.optional_text("Name"))
     now = datetime.now().astimezone()
-    warning = {"Warning": "; ".join(unseen.values())} if unseen else {}
-    return warning | {
+    return joined(unseen.values()) | {
         "Now": now.isoformat(timespec="seconds"),
         "Volumes": [answer.followed(each) for each in views],
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from buttervolume.api import follow, undo
-from buttervolume.api.body import Answer, Body, Unchanged
+from buttervolume.api.body import Answer, Body, Unchanged, joined
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.errors import (
     BadRestore,
@@ -44,7 +44,7 @@ def remove_snapshot(services: Services, body: Body) -> Answer:
         )
     if hosts:
         warnings.append(f"the next send to {enumerated(hosts)} cannot be of changes since {name}")
-    return _joined(warnings)
+    return joined(warnings)
 
 
 def restore(services: Services, body: Body) -> Answer:
@@ -68,7 +68,7 @@ def restore(services: Services, body: Body) -> Answer:
     answer: Answer = {"Restored": restored.snapshot}
     if restored.backup is not None:
         answer["VolumeBackup"] = restored.backup
-    return answer | _joined([*warnings, *restored.warnings])
+    return answer | joined([*warnings, *restored.warnings])
 
 
 def _is_from_afar(body: Body) -> bool:
@@ -87,22 +87,22 @@ def send(services: Services, body: Body) -> Answer:
     if body.flag("All"):
         all_sent = services.replication.send_all(name, host, force=force)
         names = [sent.snapshot for sent in all_sent]
-        return {"Snapshots": names, **_joined([*dict.fromkeys(sent.warning for sent in all_sent)])}
+        return {"Snapshots": names, **joined([*dict.fromkeys(sent.warning for sent in all_sent)])}
     sent = services.replication.send(services.catalog.resolve(name), host, force=force)
-    return {"Snapshot": sent.snapshot, **_joined([sent.warning])}
+    return {"Snapshot": sent.snapshot, **joined([sent.warning])}
 
 
 def receive(services: Services, body: Body) -> Answer:
     """Receive a snapshot, or the newest of a volume, from another host."""
     received = services.replication.receive(body.text("Name"), body.text("Host"))
-    return {"Snapshot": received.snapshot, **_joined([received.warning])}
+    return {"Snapshot": received.snapshot, **joined([received.warning])}
 
 
 def replicate(services: Services, body: Body) -> Answer:
     """Do what a replicate job does."""
     name, host, force = body.text("Name"), body.text("Host"), body.flag("Force")
     sent = services.replication.replicate_now(name, host, force=force)
-    return {"Snapshot": sent.snapshot, "Created": sent.created, **_joined([sent.warning])}
+    return {"Snapshot": sent.snapshot, "Created": sent.created, **joined([sent.warning])}
 
 
 def synchronize(services: Services, body: Body) -> Answer:
@@ -136,10 +136,10 @@ def purge(services: Services, body: Body) -> Answer:
                 {"Name": str(verdict.name), "Keep": verdict.keep, "Reason": verdict.reason}
                 for verdict in plan.verdicts
             ],
-            **_joined([pattern.warning, plan.warning]),
+            **joined([pattern.warning, plan.warning]),
         )
     purged = services.snapshots.purge(name, pattern)
-    warnings = _joined([pattern.warning, purged.warning])
+    warnings = joined([pattern.warning, purged.warning])
     return {"Purged": purged.deleted, "Err": purged.explain()} | warnings
 
 
@@ -155,7 +155,7 @@ def set_job(services: Services, body: Body) -> Answer:
         names = services.volumes.names()
         if job and job.task.needs_volume and not concerned(volume, names):
             warnings.append(f"there is no volume {volume} yet")
-    return _joined(warnings)
+    return joined(warnings)
 
 
 def _is_now(body: Body) -> bool:
@@ -167,7 +167,7 @@ def _run_now(services: Services, name: str, action: str) -> Answer:
     warnings = [parse_action(action).warning]
     if "*" not in name:
         done = services.scheduler.run_now(name, action)
-        return {"Result": done.outcome} | _joined([*warnings, *done.warnings])
+        return {"Result": done.outcome} | joined([*warnings, *done.warnings])
     results, failures = list[str](), list[str]()
     volumes = concerned(name, services.volumes.names())
     if not volumes:
@@ -179,12 +179,7 @@ def _run_now(services: Services, name: str, action: str) -> Answer:
             warnings += [f"{volume}: {warning}" for warning in done.warnings]
         except ButtervolumeError as error:
             failures.append(f"{volume}: {error}")
-    return {"Result": "\n".join(results), "Err": "; ".join(failures)} | _joined(warnings)
-
-
-def _joined(warnings: Sequence[str]) -> Answer:
-    said = [warning for warning in warnings if warning]
-    return {"Warning": "; ".join(said)} if said else {}
+    return {"Result": "\n".join(results), "Err": "; ".join(failures)} | joined(warnings)
 
 
 def pause_jobs(services: Services, _: Body) -> Answer:

@@ -1,6 +1,6 @@
 """What tells how everything stands, and changes nothing."""
 
-from buttervolume.api.body import Answer, Body, MalformedRequest
+from buttervolume.api.body import Answer, Body, MalformedRequest, joined, without
 from buttervolume.api.http import Endpoint, Lane
 from buttervolume.errors import ButtervolumeError, NoSuchVolume, OperationFailed, Unreadable
 from buttervolume.jobs.history import parse_since
@@ -9,7 +9,7 @@ from buttervolume.report import answer
 from buttervolume.services import Services
 from buttervolume.store.usage import Usage
 from buttervolume.system import btrfs
-from buttervolume.words import enumerated, shortened
+from buttervolume.words import shortened
 
 MOST_RUNS = 10_000
 """How many runs one answer has at most; some megabytes."""
@@ -49,8 +49,8 @@ def list_volumes(services: Services, body: Body) -> Answer:
             except OSError:
                 unreadable.append(each.name)
             volumes.append(answer.volume(each) | listed)
-    warning = {"Warning": f"cannot be read: {enumerated(unreadable)}"} if unreadable else {}
-    return warning | {"Now": report.now.isoformat(timespec="seconds"), "Volumes": volumes}
+    now = report.now.isoformat(timespec="seconds")
+    return without(unreadable) | {"Now": now, "Volumes": volumes}
 
 
 def measure(services: Services, body: Body) -> Answer:
@@ -70,8 +70,7 @@ def measure(services: Services, body: Body) -> Answer:
             failures.append(error)
     if failures and not found:
         raise failures[0]
-    warning = {"Warning": "; ".join(map(str, failures))} if failures else {}
-    return warning | {
+    return joined(map(str, failures)) | {
         "Usage": [
             {
                 "Name": usage.name,

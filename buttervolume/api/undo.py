@@ -1,18 +1,15 @@
 """Removed volumes: listed, brought back, deleted for good."""
 
-from buttervolume.api.body import Answer, Body
+from buttervolume.api.body import Answer, Body, without
 from buttervolume.api.http import Endpoint
 from buttervolume.report.status import with_offset
 from buttervolume.services import Services
-from buttervolume.words import enumerated
 
 
 def list_removed(services: Services, _: Body) -> Answer:
     """The removed volumes that are kept."""
     kept = services.removed.look()
-    unreadable = enumerated(sorted(kept.unreadable))
-    warning = {"Warning": f"cannot be read: {unreadable}"} if unreadable else {}
-    return warning | {
+    return without(sorted(kept.unreadable)) | {
         "Removed": [
             {
                 "Name": each.name,
