@@ -325,7 +325,10 @@ class CopyInTheWay(ButtervolumeError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"{name}: there is something of that name already, which is never touched")
+        super().__init__(
+            f"{name}: there is something else of that name already, which is never touched; if "
+            f"nobody needs it, remove it on the host that receives (buttervolume rm {name})"
+        )
 
 
 class PartialCopyBusy(ButtervolumeError):

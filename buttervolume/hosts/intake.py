@@ -159,7 +159,7 @@ class Intake:
             or copy.parent_uuid not in parents
         ):
             raise OperationFailed(f"receive {path.name}", "the copy is not what was announced")
-        btrfs.set_received(path, announced.uuid, announced.ctransid)
+        btrfs.seal(path, announced.uuid, announced.ctransid)
 
 
 def advice(said: str) -> str:

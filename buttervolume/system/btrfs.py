@@ -39,6 +39,9 @@ _SETTLED = 0x62747266
 """Nanoseconds of the time of sending, more than a second has: says that a copy was on the disk when
 it got its Received UUID. The kernel keeps these numbers as they are given and does not use them."""
 
+_SEALINGS = 20
+"""How often a copy is sealed before it is given up: each costs a few writes of the disk."""
+
 _RECEIVED = struct.Struct("=16sQQQI4xQI4x136x")
 _SUBVOL_INFO = struct.Struct("=Q256s4Q16s16s16s4Q" + "QI4x" * 4 + "8Q")
 _DELETE_BATCH = 4000
@@ -289,6 +292,24 @@ def set_received(path: Path, uuid: UUID | None, send_transid: int) -> None:
             directory.set_received(uuid, send_transid)
         finally:
             directory.set_readonly(True)
+
+
+def seal(path: Path, uuid: UUID, send_transid: int) -> None:
+    """Give a read-only subvolume that is on the disk the identity and version of an origin, so that
+    every later change of it shows.
+
+    For that it is writable for a moment, and to whoever reads it just then the kernel gives new
+    access times, which is a change (relatime, mount(8)): then it is sealed once more. OSError, if
+    that does not end.
+    """
+    for _ in range(_SEALINGS):
+        set_received(path, uuid, send_transid)
+        sync(path)  # who was let in to change something has done so then
+        sealed = info(path)
+        if sealed.changed <= sealed.receive_transid:
+            return
+    said = "somebody changes it, or the access times in it, all the time"
+    raise OSError(errno.EBUSY, said, str(path))
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +227,52 @@ def test_a_copy_that_is_there_is_not_touched(land: Land, volume: Path) -> None:
 
     assert kernel.info(land.snapshots / ONE) == before
     assert entries(land.snapshots) == [ONE, "other@2026"]
+
+
+def while_sealed(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let somebody act whenever a copy is writable for its seal."""
+    real = kernel.Directory.set_received
+
+    def act_as_well(directory: kernel.Directory, uuid: UUID | None, send_transid: int) -> None:
+        real(directory, uuid, send_transid)
+        act()
+
+    monkeypatch.setattr(kernel.Directory, "set_received", act_as_well)
+
+
+def test_a_copy_that_is_read_while_it_is_sealed_counts_as_unchanged(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    small, times = land.snapshots / ONE / "small", list[int]()
+
+    def read() -> None:
+        small.read_text()  # which gives it a new access time once (relatime)
+        times.append(small.stat().st_atime_ns)
+
+    while_sealed(monkeypatch, read)
+    land.receive(stream, announced)
+
+    assert times[0] > (land.origin / ONE / "small").stat().st_mtime_ns, "the kernel keeps no access times"
+    kernel.sync(land.snapshots)
+    copy = kernel.info(land.snapshots / ONE)
+    assert copy.settled and copy.readonly
+    assert copy.changed <= copy.receive_transid
+    assert len(times) == 2, "once more is enough"
+
+
+def test_a_copy_that_changes_all_the_time_while_it_is_sealed_is_refused(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    while_sealed(monkeypatch, lambda: os.utime(land.snapshots / ONE / "small"))
+
+    with pytest.raises(OperationFailed, match="access times"):
+        land.receive(stream, announced)
+
+    assert entries(land.snapshots) == ["other@2026"]
 
 
 @pytest.mark.parametrize("kind", ["writable", "file", "directory", "link"])
