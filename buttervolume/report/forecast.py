@@ -56,14 +56,16 @@ def forecast(
     period: timedelta | None = None,
     in_transfer: Collection[str] = (),
     received: Collection[str] = (),
+    latest: str = "",
 ) -> Forecast:
     """Look ahead for one volume.
 
     `snapshots` are all of it, markers included; `purge_at` is when the pattern is applied next,
     local time; `period` is the time between two snapshots, if any are made regularly. What is
-    `in_transfer` or was `received` from other hosts is spared as a purge does (`retention.judge`).
+    `in_transfer`, was `received` from other hosts or is the `latest` is spared as a purge does
+    (`retention.judge`).
     """
-    verdicts = judge(snapshots, pattern, purge_at, in_transfer, received)
+    verdicts = judge(snapshots, pattern, purge_at, in_transfer, received, latest=latest)
     kept = {verdict.name for verdict in verdicts if verdict.keep}
     bands = tuple(_bands(pattern))
     return Forecast(

@@ -93,6 +93,7 @@ class Observer:
             interval((status.job for status in jobs), report.now),
             self._in_transfer(),
             self._catalog.received(volume),
+            self._catalog.latest_name(volume),
         )
         return Outlook(purge, ahead)
 

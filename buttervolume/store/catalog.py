@@ -417,6 +417,13 @@ class Catalog:
         same = [entry.snapshot.name for entry in entries if entry.taken == latest.taken]
         return min(same, key=lambda name: (name.is_marker, str(name)))
 
+    def latest_name(self, volume: str) -> str:
+        """The name of the latest snapshot of a volume; empty if there is none. Raises BadName."""
+        try:
+            return str(self.latest(volume))
+        except NoSnapshots:
+            return ""
+
     def last_backup(self, volume: str) -> SnapshotName:
         """The backup that the last restore of a volume made. Raises BadName, NoSnapshots."""
         backups = [

@@ -173,6 +173,7 @@ def judge(
     in_transfer: Collection[str] = (),
     received: Collection[str] = (),
     forks: Collection[str] = (),
+    latest: str = "",
 ) -> list[Verdict]:
     """Decide about the snapshots and the sent markers of one volume, in their order.
 
@@ -184,11 +185,11 @@ def judge(
     purges at any times therefore leave the same snapshot in each timeframe that is wholly in a
     band; one that an age cuts in two may hold another for a while, on a host that purges seldom.
 
-    Never purged: what has no date or one in the future, the newest snapshot, the newest marker of
-    each host and the snapshot that it marks, the newest that was `received` from another host, and
-    what is in transfer. Such ones count when the
-    oldest of a timeframe is looked for. Markers are judged apart from snapshots, host by host.
-    `forks` are kept, and count for nothing.
+    Never purged: what has no date or one in the future, the newest snapshot, the `latest` one,
+    which a restore takes (the newest may be the backup of a restore), the newest marker of each
+    host and the snapshot that it marks, the newest that was `received` from another host, and what
+    is in transfer. Such ones count when the oldest of a timeframe is looked for. Markers are judged
+    apart from snapshots, host by host. `forks` are kept, and count for nothing.
     """
     everything = list(snapshots)
     snapshots = everything
@@ -205,6 +206,7 @@ def judge(
     if copies:  # what its origin sends next is sent as changes of it
         last = max(copies, key=lambda snapshot: snapshot.taken or now)
         protected.setdefault(str(last.name), "the newest that was received")
+    protected.setdefault(latest, "the latest snapshot")
     protected |= dict.fromkeys(in_transfer, "in transfer")
     verdicts = {}
     for group in by_host.values():

@@ -259,9 +259,16 @@ class Snapshots:
                 "was taken here; set the clock, or remove that snapshot"
             )
             return PurgePlan([Verdict(each.name, True, reason) for each in snapshots], warning)
-        received = self._catalog.received(volume)
-        forks = self._catalog.forks(volume)
-        return PurgePlan(judge(snapshots, pattern, now, self.in_transfer.held(), received, forks))
+        verdicts = judge(
+            snapshots,
+            pattern,
+            now,
+            self.in_transfer.held(),
+            self._catalog.received(volume),
+            self._catalog.forks(volume),
+            self._catalog.latest_name(volume),
+        )
+        return PurgePlan(verdicts)
 
     def _taken_later(
         self, volume: str, snapshots: Sequence[Snapshot], now: datetime

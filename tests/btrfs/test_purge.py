@@ -124,6 +124,22 @@ def test_only_the_snapshots_of_that_volume_are_purged(store: Store) -> None:
     assert left_over(store) == {*others, f"db@{at(NOON)}"}
 
 
+def test_what_a_restore_takes_stays_however_new_the_backup_of_the_last_one_is(store: Store) -> None:
+    # given a volume that was restored: its newest snapshot is the backup that this has made
+    subvolume(store.place.volumes / "db", {"file": "new"})
+    old, latest = make(store.place, [f"db@{at(NOON - days * DAY)}" for days in (9, 8)])
+    before = Store.make(store.place, now=lambda: NOON - 2 * DAY)
+    backup = before.contents.restore("db").backup
+
+    assert purge(store, "1h:1d").deleted == (old,)
+    assert left_over(store) == {latest, backup}
+
+    # when there are snapshots again, the backup goes with its age, as the others do
+    (new,) = make(store.place, [f"db@{at(NOON)}"])
+    assert set(purge(store, "1h:1d").deleted) == {latest, backup}
+    assert left_over(store) == {new}
+
+
 def test_the_snapshots_of_a_volume_that_was_removed_can_still_be_purged(store: Store) -> None:
     old, new = make(store.place, [f"db@{at(NOON - 9 * DAY)}", f"db@{at(NOON - 8 * DAY)}"])
 

@@ -843,3 +843,10 @@ def test_the_newest_that_was_received_stays_as_the_parent_of_what_comes_next() -
     verdicts = judge(snapshots, parse_pattern("1h:1d"), NOW, received=copies)
     assert [verdict.keep for verdict in verdicts] == [False, False, True, True]
     assert verdicts[2].reason == "the newest that was received"
+
+
+def test_the_latest_stays_beside_a_newer_one_that_is_a_backup() -> None:
+    snapshots = [dated(f"2020-01-0{day}T00:00") for day in range(1, 5)]
+    verdicts = judge(snapshots, parse_pattern("1h:1d"), NOW, latest=str(snapshots[1].name))
+    assert [verdict.keep for verdict in verdicts] == [False, True, False, True]
+    assert verdicts[1].reason == "the latest snapshot"
