@@ -2,13 +2,15 @@
 
 import fcntl
 import io
+import json
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -102,6 +104,26 @@ class Dockerd:
         """Stop it if it still runs, and start it again."""
         self.stop()
         self.start()
+
+    @contextmanager
+    def debugging(self) -> Iterator[Callable[[], str]]:
+        """Let it say more within the block, and return what it has said since its beginning."""
+        settings = self.machine.path("/etc/docker/daemon.json")
+        settings.parent.mkdir(exist_ok=True)
+        start = len(self.log())
+
+        def reload(debug: bool) -> None:
+            heard = len(self.log())
+            settings.write_text(json.dumps({"debug": debug}))
+            self.process.send_signal(signal.SIGHUP)
+            done = "Reloaded configuration"
+            wait_until(lambda: done in self.log()[heard:], what="dockerd to read its settings")
+
+        reload(debug=True)
+        try:
+            yield lambda: self.log()[start:]
+        finally:
+            reload(debug=False)
 
     def log(self) -> str:
         """What dockerd has written so far; the plugins' output is in there too."""
