@@ -59,8 +59,7 @@ def restore(services: Services, body: Body) -> Answer:
             raise BadRestore("from another host comes its newest snapshot, or one that is named")
         check_volume_reference(volume)
         with services.following.restoring(volume):
-            if not force:
-                services.contents.check_replaceable(volume)
+            services.contents.check_target(volume, name.partition("@")[0], force=force)
         received = services.replication.receive(name, origin)
         name, warnings = received.snapshot, [received.warning]
     with services.following.restoring(volume):

@@ -13,6 +13,7 @@ from buttervolume.errors import (
     ButtervolumeError,
     CommandFailed,
     NestedSubvolumes,
+    NotAVolume,
     OperationFailed,
     VolumeExists,
     VolumeMounted,
@@ -129,7 +130,7 @@ class Contents:
         replaced in one step: whatever happens, its name holds the old content or the new one.
 
         Raises NoSuchSnapshot, NoSnapshots, BadRestore, AmbiguousName, IncompleteSnapshot,
-        VolumeMounted, NestedSubvolumes, VolumeBusy.
+        VolumeBusy, and what `check_target` raises.
         """
         snapshot, warnings = self._choose(name, undo=undo, at=at)
         self._catalog.check_complete(str(snapshot))  # before the wait for the volume
@@ -141,14 +142,11 @@ class Contents:
             self._volumes.mutexes.hold(target),
             self._kept(str(snapshot)) as source,
         ):
+            self.check_target(target, snapshot.volume, force=force)
             if not self._volumes.exists(target):
-                if target != snapshot.volume:
-                    names.check_new_volume(target)
                 self._make_volume(source, target, "restore")
             else:
                 self._volumes.synchronized.check_free(target)
-                if not force:
-                    self._check_replaceable(target)
                 backup, users = self._replace(source, target, path, force=force)
                 if users:
                     warnings.append(
@@ -178,11 +176,18 @@ class Contents:
             warnings.append(f"newer, but cannot be read: {enumerated(map(str, lost))}")
         return latest, warnings
 
-    def check_replaceable(self, volume: str) -> None:
-        """Raise VolumeMounted or NestedSubvolumes where a restore into a volume, without force,
-        would now, if there is such a volume."""
-        if self._volumes.exists(volume):
-            self._check_replaceable(volume)
+    def check_target(self, target: str, volume: str, *, force: bool) -> None:
+        """Raise what a restore of a snapshot of a volume into the target would now: BadName or
+        NotAVolume if it is not there, VolumeMounted or NestedSubvolumes if it is, without force."""
+        if self._volumes.exists(target):
+            if not force:
+                self._check_replaceable(target)
+            return
+        if target != volume:
+            names.check_new_volume(target)
+        path = self._volumes.path_of(target)
+        if os.path.lexists(path):
+            raise NotAVolume(path)
 
     def _check_replaceable(self, volume: str) -> None:
         self._check_unused(volume)

@@ -521,15 +521,29 @@ def test_what_is_being_restored_is_neither_removed_nor_purged_meanwhile(
 
 
 @pytest.mark.parametrize(
-    "more", [{"At": "2026-01-01"}, {"Undo": True}, {"Target": "../x"}, {"Target": "a@b"}]
+    ("more", "why"),
+    [
+        ({"At": "2026-01-01"}, "its newest snapshot, or one that is named"),
+        ({"Undo": True}, "its newest snapshot, or one that is named"),
+        ({"Target": "../x"}, "as the name of a volume"),
+        ({"Target": "a@b"}, "as the name of a volume"),
+        ({"Target": "of no new volume"}, "as the name of a new volume"),
+        ({"Target": "file", "Force": True}, "is in the way"),
+        ({"Name": "file@latest"}, "is in the way"),
+    ],
 )
 def test_a_restore_from_elsewhere_is_refused_before_anything_is_asked_there(
-    daemon: Daemon, more: dict[str, object]
+    daemon: Daemon, more: dict[str, object], why: str
 ) -> None:
-    said = daemon.refused("Snapshot.Restore", Name="db", From="nowhere.invalid", **more)
+    (daemon.place.volumes / "file").touch()
+    before = daemon.place.tree()
+
+    body = {"Name": "db", "From": "nowhere.invalid", **more}
+    said = daemon.refused("Snapshot.Restore", **body)
 
     assert "resolve" not in said
-    assert "name" in said
+    assert why in said
+    assert daemon.place.tree() == before
 
 
 def test_a_volume_whose_name_means_none_of_its_snapshots_names_those_it_has(store: Store) -> None:
