@@ -9,10 +9,16 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from buttervolume.errors import CommandFailed, HostFailed, Stalled, TooMuchOutput
+from buttervolume.errors import (
+    CommandFailed,
+    HostFailed,
+    OperationFailed,
+    Stalled,
+    TooMuchOutput,
+)
 from buttervolume.system.command import PIPE, Flow, Process
 from buttervolume.words import lines, shortened
 
@@ -155,10 +161,15 @@ def connect(
 ) -> Iterator[Connection]:
     """Open a connection that ends with the block, or with this process.
 
-    The limits are in seconds, see `Connection`. Raises HostFailed if it cannot be had, Cancelled.
+    The limits are in seconds, see `Connection`. Raises HostFailed if it cannot be had, Cancelled,
+    OperationFailed if there is no room for its socket.
     """
-    with tempfile.TemporaryDirectory(prefix="buttervolume-", dir=_short_directory()) as directory:
-        control = Path(directory, "ssh")
+    with ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="buttervolume-", dir=_short_directory())
+        except OSError as error:
+            raise OperationFailed("make a directory for the socket of ssh", error) from error
+        control = Path(stack.enter_context(made), "ssh")
         ssh = command_for(port)
         hold_open = [*ssh, "-M", "-S", str(control), host, remote_command(_HOLD_OPEN)]
         with Process(hold_open, stdin=PIPE, stdout=PIPE) as master:

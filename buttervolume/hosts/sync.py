@@ -19,7 +19,6 @@ from typing import IO
 from buttervolume import names
 from buttervolume.errors import (
     ButtervolumeError,
-    Cancelled,
     CommandFailed,
     HostFailed,
     OperationFailed,
@@ -151,8 +150,11 @@ class Synchronizer:
                         self._bring(path, transfer)
                 except HostFailed as error:
                     failures.append(f"{volume} from {error}")
-                except (Cancelled, OperationFailed) as error:
+                except ButtervolumeError as error:
                     failures.append(f"{volume} from {host}: {error}")
+                except OSError as error:  # of this host: its /tmp may be full
+                    reason = OperationFailed("synchronize", error)
+                    failures.append(f"{volume} from {host}: {reason}")
             if len(failures) < len(hosts):
                 self._snapshots.keep(taken.name)
             elif not self._forget(volume, taken):

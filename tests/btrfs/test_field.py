@@ -3,13 +3,14 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from buttervolume.errors import OperationFailed
 from buttervolume.store.options import Options
+from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import Daemon, Place, Store, btrfs, subvolume
 from tests.support.filesystem import loop_btrfs
 
@@ -152,3 +153,29 @@ def test_quotas_that_are_on_disturb_nothing(tmp_path: Path, runtime: Path, *, si
             assert "Traceback" not in daemon.stderr()
         finally:
             daemon.close()
+
+
+def test_a_full_tmp_fails_a_synchronization_in_words_and_leaves_no_pile(
+    start_daemon: StartDaemon, runtime: Path
+) -> None:
+    tmp = runtime / "tmp"
+    tmp.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=16", "tmp", tmp)
+    try:
+        daemon = start_daemon(TMPDIR=str(tmp))
+        daemon.call("Create", Name="db")
+        body = {"Volumes": ["db"], "Hosts": ["a.invalid", "b.invalid"]}
+        assert "No space left" not in daemon.refused("Volume.Sync", **body)
+        with suppress(OSError):
+            for number in range(16):
+                (tmp / str(number)).touch()
+
+        said = daemon.refused("Volume.Sync", **body)
+
+        for host in body["Hosts"]:
+            assert f"db from {host}: cannot make a directory for the socket of ssh: No sp" in said
+        assert daemon.snapshot_names("db") == []
+        daemon.stop()
+        assert "Traceback" not in daemon.stderr()
+    finally:
+        run("umount", tmp)
