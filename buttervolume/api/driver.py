@@ -46,8 +46,7 @@ def create(services: Services, body: Body) -> Answer:
             warnings.append(warning)
             if begins and is_there:
                 warnings.append(f"{name} was here already, and follows its service from now on")
-    if made.left_out:
-        warnings.append(f"nested subvolumes are not included: {enumerated(made.left_out)}")
+    warnings += made.warnings
     answer: Answer = Unchanged() if is_there and not added and not begins else {}
     if said := "; ".join(filter(None, warnings)):
         answer["Warning"] = said

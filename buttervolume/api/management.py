@@ -1,6 +1,5 @@
 """What the command line has done beside Docker's calls; names and keys as in the original 3.x."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from buttervolume.api import follow, undo
@@ -23,11 +22,7 @@ from buttervolume.words import enumerated
 def take_snapshot(services: Services, body: Body) -> Answer:
     """Snapshot a volume."""
     taken = services.snapshots.take(body.text("Name"))
-    answer = {"Snapshot": taken.name, **_warning(taken.left_out)}
-    if taken.ahead is not None:
-        ahead = f"{taken.ahead} has a date in the future: is the clock right?"
-        answer["Warning"] = "; ".join(filter(None, [str(answer.get("Warning", "")), ahead]))
-    return answer
+    return {"Snapshot": taken.name, **joined(taken.warnings)}
 
 
 def remove_snapshot(services: Services, body: Body) -> Answer:
@@ -77,7 +72,7 @@ def _is_from_afar(body: Body) -> bool:
 def clone(services: Services, body: Body) -> Answer:
     """Make a volume with the content of another."""
     taken = services.contents.clone(body.text("Name"), body.text("Target"))
-    return {"VolumeCloned": taken.name, **_warning(taken.left_out)}
+    return {"VolumeCloned": taken.name, **joined(taken.warnings)}
 
 
 def send(services: Services, body: Body) -> Answer:
@@ -111,7 +106,7 @@ def synchronize(services: Services, body: Body) -> Answer:
         for volume in sorted(set(targets)):
             stack.enter_context(services.following.owning(volume))
         taken = services.replication.synchronize(targets, hosts)
-    return _warning([path for each in taken for path in each.left_out])
+    return joined(warning for each in taken for warning in each.warnings)
 
 
 def cancel_transfer(services: Services, body: Body) -> Answer:
@@ -191,13 +186,6 @@ def resume_jobs(services: Services, _: Body) -> Answer:
     """Resume all jobs."""
     services.schedule.resume_all()
     return {}
-
-
-def _warning(left_out: Sequence[str]) -> Answer:
-    """Say which nested subvolumes are empty in a snapshot or a clone."""
-    if not left_out:
-        return {}
-    return {"Warning": f"nested subvolumes are not included: {enumerated(left_out)}"}
 
 
 ENDPOINTS = (

@@ -55,13 +55,10 @@ class Local:
         return bool(self._catalog.list(volume).snapshots)
 
     def last_sent(self, volume: str, host: str) -> SnapshotName | None:
-        """The last snapshot that a host got, by its markers."""
-        sent = [
-            snapshot.name.snapshot
-            for snapshot in self._catalog.list(volume).snapshots
-            if snapshot.name.host == host and snapshot.taken
-        ]
-        return sent[-1] if sent else None
+        """The last snapshot made here that a host got, by its markers."""
+        found = self._catalog.list(volume).snapshots
+        sent = {snapshot.name.snapshot for snapshot in found if snapshot.name.host == host}
+        return next((name for name in self._catalog.newest_made(volume) if name in sent), None)
 
 
 def facts_of(snapshot: Snapshot, root: Directory) -> Facts:

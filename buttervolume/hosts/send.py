@@ -122,6 +122,8 @@ class Sender:
             self._local.check_complete(snapshot)
             warning = self._transfer_one(name, host, force=force)
             self._snapshots.mark_sent(name, host)
+        if warning:
+            self._log.warning("%s", warning)
         return Sent(snapshot, warning=warning)
 
     def send_all(self, volume: str, host: str, *, force: bool = False) -> list[Sent]:
@@ -155,14 +157,15 @@ class Sender:
         if unchanged:
             return self.send(unchanged, host, force=force)
         taken = self._snapshots.take(volume, provisional=True)
-        if taken.left_out:
-            self._log.warning("%s: not in it: %s", taken.name, ", ".join(taken.left_out))
+        for warning in taken.warnings:
+            self._log.warning("%s: %s", taken.name, warning)
         try:
             sent = self.send(taken.name, host, force=force)
         except BaseException:
             self._forget(taken)
             raise
-        return Sent(sent.snapshot, created=True, warning=sent.warning)
+        warnings = filter(None, (*taken.warnings, sent.warning))
+        return Sent(sent.snapshot, created=True, warning="; ".join(warnings))
 
     @contextmanager
     def _alone(self, volume: str, host: str) -> Iterator[None]:
@@ -411,8 +414,6 @@ class Sender:
                 self._log.info("%s: %s misses %s; sending in full", name, connection.host, lost)
                 remote.discard(name, flow)
                 self._stream(origin, None, look, remote, connection, transfer)
-        if warning:
-            self._log.warning("%s", warning)
         return warning
 
     def _check_not_buried(

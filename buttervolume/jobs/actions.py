@@ -15,8 +15,7 @@ from buttervolume.errors import BadJob, OperationFailed
 from buttervolume.hosts.replication import Replication
 from buttervolume.hosts.transfers import Transfers
 from buttervolume.store.retention import Pattern, parse_pattern
-from buttervolume.store.snapshots import Snapshots, Taken
-from buttervolume.words import enumerated
+from buttervolume.store.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Snapshot(Action):
         if unchanged is not None:
             return Done("unchanged", unchanged)
         taken = tools.snapshots.take(volume)
-        return Done(taken.name, taken.name, _left_out(taken))
+        return Done(taken.name, taken.name, taken.warnings)
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,8 @@ class Mirror(WithHost):
         sent = tools.replication.send_all(volume, self.host)
         if not sent:
             return Done("unchanged")
-        warnings = tuple(each.warning for each in sent if each.warning)
-        return Done(f"{len(sent)} sent", sent[-1].snapshot, warnings)
+        warnings = dict.fromkeys(each.warning for each in sent if each.warning)
+        return Done(f"{len(sent)} sent", sent[-1].snapshot, tuple(warnings))
 
 
 class Receive(WithHost):
@@ -231,7 +230,7 @@ class Synchronize(Action):
         """Bring them; the snapshot that was taken first is the way back."""
         with tools.owning(volume):
             [taken] = tools.replication.synchronize([volume], self.sources)
-        return Done("synchronized", taken.name, _left_out(taken))
+        return Done("synchronized", taken.name, taken.warnings)
 
 
 ACTIONS: tuple[type[Action], ...] = (
@@ -253,10 +252,3 @@ def parse_action(text: str) -> Action:
             return action.parse(rest)
     *most, last = USAGES
     raise BadJob(f"{text!r} is no action: use {', '.join(most)} or {last}")
-
-
-def _left_out(taken: Taken) -> tuple[str, ...]:
-    """The warning that subvolumes nested in a volume are not in its snapshot."""
-    if not taken.left_out:
-        return ()
-    return (f"not in the snapshot: {enumerated(taken.left_out)}",)

@@ -424,6 +424,16 @@ class Catalog:
         except NoSnapshots:
             return ""
 
+    def newest_made(self, volume: str) -> Sequence[SnapshotName]:
+        """The snapshots of a volume that have a date, without markers, in the order in which they
+        came about here, whatever the clock said; the newest first. Raises BadName."""
+        entries = [
+            entry
+            for entry in self._entries(volume)
+            if entry.taken is not None and not entry.snapshot.name.is_marker
+        ]
+        return [e.snapshot.name for e in sorted(entries, key=_order_made, reverse=True)]
+
     def last_backup(self, volume: str) -> SnapshotName:
         """The backup that the last restore of a volume made. Raises BadName, NoSnapshots."""
         backups = [

@@ -26,6 +26,7 @@ from buttervolume.store.retention import Pattern, Verdict, judge
 from buttervolume.store.volumes import Volumes
 from buttervolume.system import btrfs, files, nested, quota
 from buttervolume.system.locks import Holds, is_locked
+from buttervolume.words import enumerated
 
 _NAMED = 20
 """How many nested subvolumes a message names."""
@@ -46,6 +47,16 @@ class Taken:
     left_out: tuple[str, ...]
     ahead: SnapshotName | None = None
     """A snapshot of the volume with a date in the future: one of the clocks was wrong."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about it without being wrong."""
+        found = []
+        if self.left_out:
+            found.append(f"nested subvolumes are not included: {enumerated(self.left_out)}")
+        if self.ahead is not None:
+            found.append(f"{self.ahead} has a date in the future: is the clock right?")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -111,17 +122,15 @@ class Snapshots:
         """
         path = self._volumes.mountpoint(volume)
         try:
-            for snapshot in reversed(self._catalog.list(volume).snapshots):
-                if snapshot.name.is_marker or snapshot.taken is None:
+            for name in map(str, self._catalog.newest_made(volume)):
+                if name in self._provisional:
                     continue
-                if str(snapshot.name) in self._provisional:
-                    continue
-                newest = btrfs.info(self._catalog.path / str(snapshot.name))
+                newest = btrfs.info(self._catalog.path / name)
                 if newest.received_uuid is None:
                     btrfs.sync(path)
                     now = btrfs.info(path)
                     same = newest.parent_uuid == now.uuid and now.changed <= newest.created_in
-                    return str(snapshot.name) if same else None
+                    return name if same else None
         except OSError:  # removed meanwhile, or it cannot be read
             return None
         return None

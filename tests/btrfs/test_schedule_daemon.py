@@ -368,6 +368,26 @@ def test_a_snapshot_is_taken_only_of_a_volume_that_has_changed(machine: Machine)
     assert now()["Result"].startswith("db@"), "the third is of what the volume was before"
 
 
+def test_what_was_named_by_a_clock_that_was_ahead_is_not_the_newest_for_ever(
+    machine: Machine,
+) -> None:
+    volume = machine.volume()
+    ahead = f"db@{(datetime.now() + timedelta(days=400)).strftime(DATE_FORMAT)}"
+    btrfs("subvolume", "snapshot", "-r", volume, machine.place.snapshots / ahead)
+    daemon = machine.start()
+    now = partial(daemon.call, "Schedule", Name="db", Action="snapshot", Timer="now")
+    assert now() == {"Err": "", "Result": "unchanged"}
+
+    (volume / "file").write_text("new")
+    taken = now()
+
+    assert taken["Result"] == machine.taken()[0]
+    assert f"{ahead} has a date in the future" in taken["Warning"]
+    wait_until(lambda: f"snapshot db: {taken['Warning']}" in daemon.stderr())
+    assert now() == {"Err": "", "Result": "unchanged"}
+    assert machine.taken() == [taken["Result"], ahead]
+
+
 def overwrite(volume: Path) -> None:
     with (volume / "file").open("r+b") as file:
         file.write(b"X")

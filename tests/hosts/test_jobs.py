@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from tests.hosts.harness import MEBIBYTE, Host, Pair
+from tests.btrfs.harness import DATE_FORMAT
+from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES, Host, Pair
 from tests.hosts.test_failures import impatient_ssh
+from tests.hosts.test_field import bound
 from tests.hosts.test_send import content, is_copy, is_incremental
 from tests.support.wait import wait_until
 
@@ -76,6 +79,47 @@ def test_a_restored_volume_counts_as_changed(alpha: Host, beta: Host, volume: st
     restored = replicate(alpha, volume)
     assert restored is not None
     assert is_incremental(beta, restored, first)
+
+
+def test_what_was_sent_by_a_clock_that_was_ahead_is_not_the_last_for_ever(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    ahead = f"{volume}@{(datetime.now() + timedelta(days=400)).strftime(DATE_FORMAT)}"
+    paths = f"{VOLUMES}/{volume}", f"{SNAPSHOTS}/{ahead}"
+    alpha.run("btrfs", "subvolume", "snapshot", "-r", *paths)
+    assert alpha.send(ahead, beta) == ""
+    assert replicate(alpha, volume) is None
+
+    alpha.file(volume, "file").write_bytes(b"new")
+    second = replicate(alpha, volume)
+
+    assert second is not None
+    assert is_incremental(beta, second, ahead)
+    assert replicate(alpha, volume) is None
+
+
+@pytest.mark.parametrize("by", ["scripts", "peer"])
+def test_what_is_odd_about_a_replication_is_said(
+    alpha: Host, beta: Host, volume: str, by: str
+) -> None:
+    alpha.run("btrfs", "subvolume", "create", f"{VOLUMES}/{volume}/nested")
+    before = len(alpha.daemon.stderr())
+    if by == "peer":
+        beta.install()
+    try:
+        with bound(beta):
+            answer = alpha.api.call("Replicate", Name=volume, Host="beta")
+            alpha.file(volume, "file").write_bytes(b"new")
+            alpha.api.call("Schedule", Name=volume, Action="replicate:beta", Timer="now")
+    finally:
+        beta.uninstall()
+
+    def said(what: str) -> list[str]:
+        return [line for line in alpha.daemon.stderr()[before:].split("\n") if what in line]
+
+    for odd in ("nested subvolumes are not included: nested", "is in a bind mount of a plain"):
+        assert odd in answer["Warning"]
+        wait_until(lambda odd=odd: len(said(odd)) == 2, 60, odd)  # type: ignore[misc]
 
 
 def test_a_copy_that_was_lost_is_sent_again(alpha: Host, beta: Host, volume: str) -> None:
