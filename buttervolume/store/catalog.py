@@ -468,11 +468,13 @@ class Catalog:
 
     def is_backup(self, name: SnapshotName) -> bool:
         """Whether a restore made a snapshot, of what it replaced."""
-        return any(e.is_backup for e in self._entries(name.volume) if e.snapshot.name == name)
+        entry = self._whole(name)
+        return entry is not None and entry.is_backup
 
     def is_own(self, name: SnapshotName) -> bool:
         """Whether a snapshot was named here when it was made, by the clock that there was then."""
-        return any(e.is_own for e in self._entries(name.volume) if e.snapshot.name == name)
+        entry = self._whole(name)
+        return entry is not None and entry.is_own
 
     def newest_date(self, volume: str, now: datetime) -> datetime | None:
         """The newest date of a volume's snapshots and markers that is not in the future."""
@@ -544,6 +546,14 @@ class Catalog:
         except OSError as error:
             raise OperationFailed("list the snapshots", error) from error
 
+    def _whole(self, name: SnapshotName) -> _Entry | None:
+        try:
+            with self._guard:
+                self._refresh()
+                return self._of(name.volume).whole.get(str(name))
+        except OSError as error:
+            raise OperationFailed("list the snapshots", error) from error
+
     # The index
 
     def _refresh(self) -> None:
@@ -575,6 +585,7 @@ class Catalog:
             logging.getLogger(__name__).debug("no watch on the snapshots: %s", error)
             if self._seen == seen:
                 return
+        self._seen = None  # if it cannot be read now, the next call tries again
         self._read()
         settled = 0 <= status.st_mtime_ns < started - files.RACY
         self._seen = seen if settled or self._watch is not None else None

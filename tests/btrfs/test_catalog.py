@@ -1,5 +1,6 @@
 """The catalogue: whoever changes the directory, and however, it tells what a first look would."""
 
+import errno
 import os
 import random
 import threading
@@ -10,9 +11,11 @@ from uuid import uuid4
 
 import pytest
 
+from buttervolume.errors import OperationFailed
 from buttervolume.names import RECEIVING
 from buttervolume.store.catalog import Catalog, Summary
 from buttervolume.system.btrfs import set_received
+from buttervolume.system.watch import Watch
 from tests.btrfs.harness import DATE_FORMAT, Store, btrfs, subvolume
 from tests.support.wait import wait_until
 
@@ -134,6 +137,30 @@ def test_after_whatever_others_do_it_is_as_at_a_first_look(
         for volume in ("db", "web", "none"):
             assert catalog.list(volume) == fresh(store).list(volume)
             assert catalog.glance(volume) == fresh(store).summary(volume)
+
+
+def test_a_directory_that_could_not_be_read_is_read_at_the_next_call(
+    store_with_volume: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = store_with_volume.catalog
+    take(store_with_volume, "db@2026-01-01T00:00:00.000000")
+    before = catalog.list()
+    real, failures = os.scandir, [errno.EMFILE]
+
+    def scandir(path: Path) -> object:
+        if failures and path == catalog.path:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "changes", lambda _: None)  # some were lost
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(OperationFailed, match="Too many open files"):
+            catalog.list()
+
+    assert catalog.list() == before
+    assert len(before.snapshots) == 1
 
 
 def test_what_we_remove_is_gone_without_another_look(store_with_volume: Store) -> None:
