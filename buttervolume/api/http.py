@@ -106,7 +106,8 @@ def find_lanes(endpoints: Iterable[Endpoint]) -> Callable[[str], Lane]:
     }
 
     def lane_of(path: str) -> Lane:
-        return lanes.get(path, Lane.QUESTION)
+        # several slashes at the beginning are one to the server
+        return lanes.get(f"/{path.lstrip('/')}", Lane.QUESTION)
 
     return lane_of
 

@@ -12,7 +12,15 @@ from werkzeug.test import Client
 
 from buttervolume.api import http
 from buttervolume.api.body import Answer, Body
-from buttervolume.api.http import MIMETYPE, Endpoint, NoAnswer, create_app, create_wsgi
+from buttervolume.api.http import (
+    MIMETYPE,
+    Endpoint,
+    Lane,
+    NoAnswer,
+    create_app,
+    create_wsgi,
+    find_lanes,
+)
 from buttervolume.errors import NoSuchVolume, VolumesUnavailable
 from buttervolume.services import Services
 from buttervolume.store.volumes import Volumes
@@ -126,6 +134,15 @@ def test_what_is_no_endpoint_is_refused_in_json(method: str, path: str) -> None:
     assert answer.status_code == (405 if path == "/Test" else 404)
     assert answer.headers["Content-Type"] == MIMETYPE
     assert path in json.loads(answer.data)["Err"]
+
+
+@pytest.mark.parametrize("slashes", ["/", "//", "///"])
+def test_slashes_that_are_too_many_lead_to_the_same_threads(slashes: str) -> None:
+    """The server takes them for one, and answers."""
+    lane_of = find_lanes([Endpoint("Test", echo, Lane.TRANSFER)])
+
+    assert lane_of(f"{slashes}Test") is Lane.TRANSFER
+    assert lane_of(f"{slashes}Test/part") is lane_of(slashes) is lane_of("") is Lane.QUESTION
 
 
 def test_what_is_answered_directly_is_so_without_flask(monkeypatch: pytest.MonkeyPatch) -> None:
