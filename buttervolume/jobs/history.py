@@ -397,9 +397,10 @@ class History:
         values: tuple[object, ...] = (earliest, not failed, limit)
         if volume is not None:
             query, values = _SEARCH_VOLUME, (volume, *values)
-        with self._changed:
-            if not self._tasks and not self._is_there():
-                self._add(lambda _: None)  # this makes a new one
+        if not self._is_there():
+            with self._changed:
+                if not self._tasks:
+                    self._add(lambda _: None)  # this makes a new one
         self.flush(_BUSY)
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=ro"

@@ -493,6 +493,35 @@ def test_what_cannot_be_written_for_long_is_lost_from_its_old_end(tmp_path: Path
 # Threads
 
 
+def test_while_the_disk_lets_a_reader_wait_nobody_waits_who_records(
+    diary: Diary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary.open()
+    diary.history.flush()
+    waits, go_on = threading.Event(), threading.Event()
+    reader = threading.Thread(target=diary.found)
+    recorder = threading.Thread(target=diary.history.record, args=(run(1),))
+    real = os.stat
+
+    def stat(path: Path | str, **how: bool) -> os.stat_result:
+        if path == diary.path and threading.current_thread() is reader:
+            waits.set()
+            assert go_on.wait(120)
+        return real(path, **how)
+
+    monkeypatch.setattr(os, "stat", stat)
+    reader.start()
+    try:
+        assert waits.wait(60)
+        recorder.start()
+        recorder.join(60)
+        assert not recorder.is_alive()
+    finally:
+        go_on.set()
+        reader.join()
+    assert diary.found() == [run(1)]
+
+
 def test_many_threads_record_and_read_at_once(diary: Diary) -> None:
     diary.open()
     errors = list[BaseException]()
