@@ -1,11 +1,13 @@
 """How much of the disk subvolumes take, by the extents that their trees name. Run as a program, it
-measures one subvolume against others, at the lowest priority; no path in a subvolume is looked at.
+measures one subvolume against others, whose paths it reads, at the lowest priority; no path in a
+subvolume is looked at.
 
 The items are those of linux/btrfs_tree.h.
 """
 
 import fcntl
 import json
+import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,8 +45,11 @@ def measure(path: Path, others: Sequence[Path], flow: Flow) -> Measured:
     """Measure a subvolume and its snapshots, in a process that yields to all others. Raises
     CommandFailed, Cancelled."""
     output: list[bytes] = []
-    program = [sys.executable, "-m", "buttervolume.system.extents", str(path), *map(str, others)]
-    command.watch(["nice", "-n", "14", *program], flow, output.append)
+    program = [sys.executable, "-m", "buttervolume.system.extents", str(path)]
+    with open(os.memfd_create("others"), "w+b") as names:  # as arguments they may be too many
+        names.write(b"\0".join(map(os.fsencode, others)))
+        names.seek(0)
+        command.watch(["nice", "-n", "14", *program], flow, output.append, names.fileno())
     return Measured(*json.loads(b"".join(output)))
 
 
@@ -108,5 +113,6 @@ def _items(root: Directory) -> Iterator[tuple[int, memoryview]]:
 
 
 if __name__ == "__main__":
-    measured = compare(Path(sys.argv[1]), map(Path, sys.argv[2:]))
+    names = sys.stdin.buffer.read().split(b"\0")
+    measured = compare(Path(sys.argv[1]), [Path(os.fsdecode(name)) for name in names if name])
     sys.stdout.write(json.dumps([measured.used, measured.exclusive, measured.others]))

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from buttervolume.system import space
+from buttervolume.system import btrfs as kernel
+from buttervolume.system import extents, space
+from buttervolume.system.command import Flow
 from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import DATE_FORMAT, REPOSITORY, Daemon, Place, btrfs, subvolume
 from tests.support.filesystem import loop_btrfs
@@ -422,6 +424,20 @@ def test_usage_by_extents_and_by_groups(tmp_path: Path, runtime: Path) -> None:
         assert re.search(r"^db +10\.0 MiB +2\.0 MiB +4\.0 MiB$", table[1])
         assert daemon.refused("Usage", Name="nobody")
         daemon.stop()
+
+
+def test_more_snapshots_are_measured_than_a_command_takes_arguments(place: Place) -> None:
+    volume, snapshot = place.volumes / "db", place.snapshots / "db@2026"
+    subvolume(volume)
+    (volume / "gone").write_bytes(os.urandom(MIB))
+    btrfs("subvolume", "snapshot", "-r", volume, snapshot)
+    (volume / "gone").unlink()
+    kernel.sync(volume)
+    removed = [place.snapshots / f"{'x' * 200}{number}" for number in range(20_000)]
+
+    measured = extents.measure(volume, [*removed, snapshot], Flow())
+
+    assert (measured.exclusive, measured.others) == (0, MIB)
 
 
 # The doctor
