@@ -24,12 +24,24 @@ def list_removed(services: Services, _: Body) -> Answer:
 
 def undelete(services: Services, body: Body) -> Answer:
     """Bring a removed volume back, under its own name or another one."""
-    return {"Volume": services.removed.bring_back(body.text("Name"), body.optional_text("Target"))}
+    name, target = body.text("Name"), body.optional_text("Target")
+    warning = _left_out(services, name)
+    return {"Volume": services.removed.bring_back(name, target), **warning}
 
 
 def purge_removed(services: Services, body: Body) -> Answer:
     """Delete removed volumes now."""
-    return {"Purged": services.removed.purge(body.optional_text("Name"))}
+    name = body.optional_text("Name")
+    warning = _left_out(services, name)
+    return {"Purged": services.removed.purge(name), **warning}
+
+
+def _left_out(services: Services, name: str | None) -> Answer:
+    """The warning that names what is meant as well by the name of a volume, or by none, but cannot
+    be read: it may be what was removed last."""
+    if name is not None and "@" in name:
+        return {}
+    return without(sorted(services.removed.look(name).unreadable))
 
 
 ENDPOINTS = (

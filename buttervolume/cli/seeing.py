@@ -167,15 +167,7 @@ def usage(call: Call, arguments: argparse.Namespace) -> list[str]:
     if arguments.volume is not None:
         answer = call("VolumeDriver.Usage", Name=arguments.volume)
     else:
-        names = [volume["Name"] for volume in call("VolumeDriver.Volume.List")["Volumes"]]
-        measured: list[dict[str, Any]] = []
-        for name in _with_progress(names):
-            try:
-                measured += call("VolumeDriver.Usage", Name=name)["Usage"]
-            except Refused as refusal:
-                if refusal.code != "NoSuchVolume":  # else it was removed meanwhile
-                    raise
-        answer = {"Usage": measured}
+        answer = _usage_of_all(call)
     if arguments.json:
         return as_json(answer)
     rows = [
@@ -188,6 +180,28 @@ def usage(call: Call, arguments: argparse.Namespace) -> list[str]:
         for each in sorted(answer["Usage"], key=lambda each: -each["Bytes"])
     ]
     return table(["VOLUME", "USED", "ONLY HERE", "FREED WITHOUT SNAPSHOTS"], rows)
+
+
+def _usage_of_all(call: Call) -> dict[str, Any]:
+    """What a call about all volumes would answer."""
+    names = [volume["Name"] for volume in call("VolumeDriver.Volume.List")["Volumes"]]
+    measured: list[dict[str, Any]] = []
+    failures: list[Refused] = []
+    for name in _with_progress(names):
+        try:
+            measured += call("VolumeDriver.Usage", Name=name)["Usage"]
+        except Refused as refusal:
+            if refusal.code in ("Unreadable", "OperationFailed"):
+                failures.append(refusal)
+            elif refusal.code != "NoSuchVolume":  # else it was removed meanwhile
+                raise
+    if not failures:
+        return {"Usage": measured}
+    if not measured:
+        raise failures[0]
+    warning = "; ".join(map(str, failures))
+    say(f"warning: {warning}")
+    return {"Usage": measured, "Warning": warning}
 
 
 def _with_progress(names: list[str]) -> Iterable[str]:

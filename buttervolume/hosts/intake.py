@@ -28,7 +28,7 @@ from buttervolume.errors import (
 from buttervolume.hosts.stream import Announced, Checker
 from buttervolume.hosts.wire import Inlet
 from buttervolume.names import SnapshotName
-from buttervolume.system import btrfs, mounts, namespace, nested, uuids
+from buttervolume.system import btrfs, files, mounts, namespace, nested, uuids
 from buttervolume.system.btrfs import Subvolume
 from buttervolume.system.command import PIPE, Flow, Process, enlarge
 from buttervolume.system.locks import is_locked
@@ -323,7 +323,7 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Pat
         try:
             yield path
         finally:
-            if not os.path.lexists(copy):
+            if files.is_gone(copy):
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)

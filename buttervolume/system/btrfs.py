@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import UUID
 
 from buttervolume.errors import CommandFailed
-from buttervolume.system import command
+from buttervolume.system import command, files
 from buttervolume.words import lines
 
 ROOT_INODE = 256
@@ -239,7 +239,7 @@ def delete(paths: Sequence[str]) -> dict[str, str]:
             command.run(["btrfs", "subvolume", "delete", *batch])
         except CommandFailed as error:
             reason = "; ".join(dict.fromkeys(lines(error.stderr))) or str(error)
-            failed |= {path: reason for path in batch if os.path.lexists(path)}
+            failed |= {path: reason for path in batch if not files.is_gone(path)}
     return failed
 
 

@@ -85,6 +85,17 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_gone(path: Path | str) -> bool:
+    """Whether nothing has a name. What cannot be looked at is there, as far as anybody knows."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def read(path: Path) -> bytes:
     """What a file holds. OSError if it is none; also if it is a FIFO, whose end never comes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

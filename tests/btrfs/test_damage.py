@@ -85,12 +85,13 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
         lost = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("bad", "half")]
         sound = [daemon.call("Snapshot", Name=name)["Snapshot"] for name in ("half", "good")]
         lost.append(daemon.call("Snapshot", Name="half")["Snapshot"])
-        for name in ("gone", "kept"):
+        for name in ("gone", "kept", "twice", "twice"):
             daemon.call("Create", Name=name)
             daemon.call("Remove", Name=name)
         removed = {each["Name"]: each["Date"] for each in daemon.call("Volume.Removed")["Removed"]}
-    gone = f"gone@{removed['gone']}"
-    lost_paths = [place.volumes / "bad", place.volumes / ".buttervolume-removed" / gone]
+    gone, last = f"gone@{removed['gone']}", f"twice@{removed['twice']}"
+    kept = place.volumes / ".buttervolume-removed"
+    lost_paths = [place.volumes / "bad", kept / gone, kept / last]
     doomed = [number_of(path) for path in (*lost_paths, *(place.snapshots / n for n in lost))]
     run("umount", mount_point)
     release_loop_device(image)  # a mount anywhere else would know the roots still
@@ -123,10 +124,18 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
         answer = daemon.call("Usage")
         assert [each["Name"] for each in answer["Usage"]] == ["copy", "good", "half"]
         assert "bad: it cannot be read" in answer["Warning"]
+        command = daemon.cli("usage")
+        listed = sorted(line.split()[0] for line in command.stdout.splitlines()[1:])
+        assert (command.returncode, listed) == (0, ["copy", "good", "half"])
+        assert "bad: it cannot be read" in command.stderr
+        answer = daemon.call("Volume.Undelete", Name="twice", Target="again")
+        assert (answer["Volume"], answer["Warning"]) == ("again", f"cannot be read: {last}")
         answer = daemon.call("Volume.Removed")
         assert [each["Name"] for each in answer["Removed"]] == ["kept"]
         assert gone in answer["Warning"]
-        assert daemon.call("Volume.Removed.Purge")["Purged"] == [f"kept@{removed['kept']}"]
+        answer = daemon.call("Volume.Removed.Purge")
+        assert answer["Purged"] == [f"kept@{removed['kept']}"]
+        assert answer["Warning"] == f"cannot be read: {gone}, {last}"
         look = looked_at(place, "half")
         assert set(look) == set(daemon.snapshot_names("half")), "another host is told of them"
 

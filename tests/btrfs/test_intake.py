@@ -323,6 +323,31 @@ def test_a_copy_that_cannot_be_looked_at_for_a_moment_is_not_touched(
     assert entries(land.snapshots) == [ONE, "other@2026"]
 
 
+def test_a_copy_that_cannot_be_looked_at_keeps_its_note(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, what was never brought to the disk would pass for whole later."""
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    real = os.lstat
+
+    def lstat(path: Path | str) -> os.stat_result:
+        found = real(path)
+        if str(path) == str(land.snapshots / ONE):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        with pytest.raises(OperationFailed, match="Input/output error"):
+            land.receive(stream, announced)
+
+    assert [note.copy for note in intake.notes_in(land.snapshots)] == [ONE]
+    land.receive(stream, announced)
+    assert listing(land.snapshots / ONE) == listing(land.origin / ONE)
+    assert intake.notes_in(land.snapshots) == []
+
+
 @pytest.mark.parametrize("look", ["is_subvolume", "info"])
 def test_another_snapshot_that_cannot_be_read_stops_nothing(
     land: Land, volume: Path, look: str, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """Purge on a real BTRFS: what goes, what stays, what cannot go, and how few commands it takes."""
 
+import errno
 import fcntl
 import os
 import struct
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from buttervolume.errors import BadName, NoSuchVolume
-from buttervolume.names import parse_snapshot
+from buttervolume.names import SnapshotName, parse_snapshot
 from buttervolume.store.retention import parse_pattern
 from buttervolume.store.snapshots import Purged, Snapshots
 from buttervolume.system import btrfs as kernel
@@ -378,6 +379,46 @@ def test_many_are_deleted_by_few_commands(
         assert "Directory not empty" in purged.explain()
 
     assert left_over(store) == {*names[:25], stuck, default}
+
+
+def test_many_from_the_future_are_not_compared_each_with_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a host starts without a clock that goes on, and keeps what others have sent."""
+    names = make(store.place, [f"db@{at(NOON + n * DAY)}" for n in range(2, 102)])
+    real, compared = SnapshotName.__eq__, list[SnapshotName]()
+
+    def equals(self: SnapshotName, other: object) -> bool:
+        compared.append(self)
+        return bool(real(self, other))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SnapshotName, "__eq__", equals)
+        purged = purge(store, "1d:1d")
+
+    assert purged == Purged((), {})
+    assert left_over(store) == set(names)
+    assert len(compared) < 20 * len(names)
+
+
+def test_what_can_be_neither_deleted_nor_looked_at_is_not_said_to_be_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = make(store.place, [f"db@{at(NOON - n * HOUR)}" for n in range(30)])
+    stuck, default = names[27], names[28]
+    real = os.lstat
+
+    def lstat(path: str | Path) -> os.stat_result:
+        if os.fspath(path).endswith(stuck):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with undeletable(store.place, stuck, default), monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        purged = purge(store, "1d:1d")
+
+    assert set(purged.failed) == {stuck, default}
+    assert set(purged.deleted) == set(names[25:]) - {stuck, default}
 
 
 @pytest.mark.parametrize("limit", ["paths", "bytes"])

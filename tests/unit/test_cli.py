@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import os
 import re
 import shlex
@@ -616,6 +617,40 @@ def test_a_volume_that_is_removed_while_usage_measures_spoils_no_other() -> None
     lines = usage(call, arguments("usage"))
 
     assert [line.split()[0] for line in lines] == ["VOLUME", "db", "web"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_volume_that_cannot_be_measured_is_named_and_spoils_no_other(
+    capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    kinds = {"bad": "Unreadable", "worse": "OperationFailed"}
+
+    def call(endpoint: str, Name: str = "") -> dict[str, Any]:  # noqa: N803 - a key of the API
+        if endpoint == "VolumeDriver.Volume.List":
+            return {"Volumes": [{"Name": name} for name in ("bad", "db", "worse")]}
+        if Name in kinds:
+            raise Refused(f"{Name}: Input/output error", Answer(Code=kinds[Name]))
+        return {"Usage": [{"Name": Name, "Bytes": 1, "Exclusive": 1, "Snapshots": 0}]}
+
+    lines = usage(call, arguments("usage", *options))
+
+    said = "bad: Input/output error; worse: Input/output error"
+    assert capsys.readouterr().err == f"buttervolume: warning: {said}\n"
+    if options:
+        answer = json.loads("\n".join(lines))
+        assert ([each["Name"] for each in answer["Usage"]], answer["Warning"]) == (["db"], said)
+    else:
+        assert [line.split()[0] for line in lines] == ["VOLUME", "db"]
+
+
+def test_where_no_volume_can_be_measured_usage_fails() -> None:
+    def call(endpoint: str, Name: str = "") -> dict[str, Any]:  # noqa: N803 - a key of the API
+        if endpoint == "VolumeDriver.Volume.List":
+            return {"Volumes": [{"Name": "bad"}]}
+        raise Refused(f"{Name}: Input/output error", Answer(Code="Unreadable"))
+
+    with pytest.raises(Refused, match="bad: Input/output error"):
+        usage(call, arguments("usage"))
 
 
 # Where nothing can be printed
