@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 import os
-import re
 import sys
 import threading
 from bisect import bisect_left
@@ -19,6 +18,9 @@ from buttervolume.errors import BadJob, BadName, BadPattern, NoSuchJob, Operatio
 from buttervolume.jobs.actions import Action, parse_action
 from buttervolume.jobs.when import When, parse_when
 from buttervolume.system import files
+
+_MARK = "\ufeff"
+"""What some editors put before all in a file, to say that it is in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,20 @@ def _matching(pattern: str, volumes: Sequence[str]) -> Sequence[str]:
     last = bisect_left(volumes, start + chr(sys.maxunicode), lo=first)
     if rest == [""]:
         return volumes[first:last]
-    expression = re.compile(".*".join(map(re.escape, (start, *rest))))
-    return [volume for volume in volumes[first:last] if expression.fullmatch(volume)]
+    return [volume for volume in volumes[first:last] if _has_in_order(volume, start, rest)]
+
+
+def _has_in_order(name: str, start: str, rest: Sequence[str]) -> bool:
+    """Whether a name that begins with the start has the rest behind it, each part behind the one
+    before, the last one at its end. A regular expression would try all places for each part."""
+    *middle, end = rest
+    at, last = len(start), len(name) - len(end)
+    for part in middle:
+        at = name.find(part, at, last)
+        if at < 0:
+            return False
+        at += len(part)
+    return at <= last and name.endswith(end)
 
 
 def parse_row(fields: list[str]) -> Job:
@@ -322,7 +336,10 @@ class Schedule:
 
     def _save(self, contents: Contents, texts: list[str]) -> None:
         """Write what is to be in the place of something read."""
-        self._write(self.disabled_path if contents.paused else self.path, "".join(texts))
+        text = "".join(texts)
+        if text.startswith(_MARK):  # of a row that was not the first: readers skip one
+            text = _MARK + text
+        self._write(self.disabled_path if contents.paused else self.path, text)
 
     def _write(self, path: Path, text: str) -> None:
         try:

@@ -4,6 +4,8 @@ import itertools
 import logging
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -491,6 +493,16 @@ def test_a_job_comes_before_a_row_that_nobody_can_read(file: Path, schedule: Sch
     assert file.read_bytes() == b""
 
 
+def test_a_mark_of_utf_8_that_comes_to_stand_first_stays_with_its_row(
+    schedule: Schedule, file: Path
+) -> None:
+    file.write_bytes(b"db,snapshot,60\n\xef\xbb\xbfodd\n")
+
+    schedule.apply("db", "snapshot", "delete")
+
+    assert [line.text for line in Schedule(file).read().lines] == ["\ufeffodd\n"]
+
+
 PIECES = st.sampled_from(
     (
         *("db", "web", "a*", "snapshot", "purge:2h", "purge:1h/2:1d", "replicate:h", "60", "False"),
@@ -582,6 +594,19 @@ def test_the_more_specific_row_comes_first_paused_or_not(off: str) -> None:
             f"web-1,snapshot,5{off}",
             "web-2,snapshot,30",
         ]
+
+
+def test_a_pattern_of_many_stars_is_soon_told_from_a_name_that_nearly_matches() -> None:
+    """Else nobody got an answer meanwhile. (In a process of its own, which can be given up.)"""
+    program = """
+from buttervolume.jobs.schedule import concerned
+names = ("a" * 128, "a" * 127 + "b")
+print(concerned("*a" * 60 + "*b", names) == [names[1]])
+"""
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == "True\n"
 
 
 def test_rows_of_other_kinds_of_action_and_of_the_same_pattern_stand_beside_each_other() -> None:
