@@ -30,6 +30,7 @@ from buttervolume.errors import (
     NotAllowed,
     OperationFailed,
     PeerGone,
+    Unreadable,
 )
 from buttervolume.hosts import intake
 from buttervolume.hosts.guard import Guard, is_secluded, parse_rsync, wants_session
@@ -382,12 +383,16 @@ class Peer:
             return False
 
     def _whole(self, name: SnapshotName) -> Path:
-        """The path of a snapshot that can be sent. Raises NoSuchSnapshot, IncompleteSnapshot."""
+        """The path of a snapshot that can be sent. Raises NoSuchSnapshot, IncompleteSnapshot,
+        Unreadable."""
         path = self._directory / str(name)
-        if not btrfs.is_subvolume(path):
-            raise NoSuchSnapshot(str(name))
-        if not btrfs.info(path).readonly or intake.has_note(self._directory, name):
-            raise IncompleteSnapshot(str(name))
+        try:
+            if not btrfs.is_subvolume(path):
+                raise NoSuchSnapshot(str(name))
+            if not btrfs.info(path).readonly or intake.has_note(self._directory, name):
+                raise IncompleteSnapshot(str(name))
+        except OSError as error:
+            raise Unreadable(str(name), error) from error
         return path
 
 

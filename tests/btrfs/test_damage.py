@@ -65,6 +65,15 @@ def running(place: Place, directory: Path) -> Iterator[Daemon]:
         daemon.close()
 
 
+def asked_to_send(place: Place, name: str) -> tuple[str, str]:
+    """What another host is told that asks for a snapshot: the kind of error, and the error."""
+    talk = Talk(place)
+    talk.say(do="send", name=name)
+    talk.hang_up()
+    answer = talk.answers()[1]
+    return answer["code"], answer["error"]
+
+
 def looked_at(place: Place, volume: str) -> list[str]:
     """The snapshots of a volume that another host is told of."""
     talk = Talk(place)
@@ -147,6 +156,9 @@ def test_what_has_lost_its_root_is_named_and_stops_nobody_else(
             assert "no such volume" not in refusal
         for name in lost:
             assert "Input/output error" in daemon.refused("Snapshot.Restore", Name=name)
+            code, said = asked_to_send(place, name)
+            assert code == "Unreadable"
+            assert "Input/output error" in said
         assert "Input/output error" in daemon.refused("Usage", Name="bad")
         for name in ("gone", gone, gone[:-3]):
             assert "Input/output error" in daemon.refused("Volume.Undelete", Name=name)
