@@ -24,7 +24,8 @@ from buttervolume.store.hindrance import explain
 from buttervolume.store.volumes import REMOVED_NAME, Volumes
 from buttervolume.system import btrfs, quota, space
 
-_TICK = timedelta(microseconds=1)
+_FUTURE = timedelta(hours=1)
+"""A date that is further ahead than this is one of the future: of a clock that was wrong."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Removed:
         self._now = now
         self._log = logging.getLogger(__name__)
         self._complained_of: set[str] = set()
-        """What cannot be read, and is in the log."""
+        """What cannot be read or deleted, and is in the log."""
 
     def remove(self, name: str) -> None:
         """Take a volume's name away, and keep the rest for its time. Raises NoSuchVolume,
@@ -87,19 +88,27 @@ class Removed:
                 keep = self._keep_of(root)
         except OSError:  # it says what is wrong when it is to be moved
             keep = self._keep
-        moment = self._now()
-        longest = len(f"{name}@{moment.strftime(self._date_format)}".encode())
+        longest = len(f"{name}@{self._now().strftime(self._date_format)}".encode())
         if not keep or longest > names.LONGEST:
             self._volumes.remove(name)
             return
+        tick = timedelta(microseconds=1) if "%f" in self._date_format else timedelta(seconds=1)
+        moment = self._next_moment(name, tick)
         while True:
             target = self.path / f"{name}@{moment.strftime(self._date_format)}"
             try:
                 self._volumes.put_away(name, target)
             except FileExistsError:
-                moment += _TICK if "%f" in self._date_format else timedelta(seconds=1)
+                moment += tick
             else:
                 return
+
+    def _next_moment(self, name: str, tick: timedelta) -> datetime:
+        """Now, or right after the newest date that a removed volume of that name has, but for those
+        in the future: an hour may come twice, and which was removed last must show."""
+        now = self._now()
+        dates = (each.removed for each in self.list(name))
+        return max([now, *(date + tick for date in dates if date <= now + _FUTURE)])
 
     def _keep_of(self, root: btrfs.Directory) -> timedelta:
         """How long a volume is to be kept once it is removed."""
@@ -170,7 +179,8 @@ class Removed:
                 if not at or (date and each.startswith(name)):
                     raise Unreadable(each, error)
             raise NoSuchRemoved(name)
-        return max(found, key=lambda each: (each.removed, each.date))
+        believed = self._now() + _FUTURE
+        return max(found, key=lambda each: (each.removed <= believed, each.removed, each.date))
 
     def bring_back(self, name: str, target: str | None = None) -> str:
         """Give a removed volume its name again, or another one, and return that. Raises
@@ -230,15 +240,17 @@ class Removed:
             kept = self.list()
             now = self._now()
             expired = [each for each in kept if each.until <= now]
-            for each in expired:
-                if self._delete(each):
-                    self._log.info("%s: deleted, its time has come", each)
+            deleted = [each for each in expired if self._could_delete(each)]
+            for each in deleted:
+                self._log.info("%s: deleted, its time has come", each)
             rest = sorted((e for e in kept if e not in expired), key=lambda each: each.removed)
-            if rest and not expired and self._is_short_of_room() and self._delete(rest[0]):
-                self._log.warning(
-                    "%s: deleted before its time (%s): less than %.0f%% of the filesystem is free",
-                    rest[0], rest[0].until, 100 * self._min_free,
-                )  # fmt: skip
+            if rest and not deleted and self._is_short_of_room():
+                gone = next(filter(self._could_delete, rest), None)
+                if gone is not None:
+                    self._log.warning(
+                        "%s: deleted before its time (%s): less than %.0f%% of the filesystem is "
+                        "free", gone, gone.until, 100 * self._min_free,
+                    )  # fmt: skip
             if kept:
                 self._forget_directory()
             with btrfs.opened(self._volumes.path) as directory:
@@ -246,6 +258,17 @@ class Removed:
                     self._log.info("quota groups of deleted subvolumes: %d destroyed", stale)
         except (ButtervolumeError, OSError) as error:
             self._log.warning("the removed volumes cannot be tidied up: %s", error)
+
+    def _could_delete(self, removed: RemovedVolume) -> bool:
+        """Delete one if that can be; one that cannot be deleted stops no other, and is told of
+        once."""
+        try:
+            return self._delete(removed)
+        except OperationFailed as error:
+            if str(removed) not in self._complained_of:
+                self._complained_of.add(str(removed))
+                self._log.warning("%s", error)
+            return False
 
     def _is_short_of_room(self) -> bool:
         room = space.look(self.path)

@@ -147,6 +147,26 @@ def test_with_a_bare_name_the_one_removed_last_comes_back(
     assert names(removed) == []
 
 
+@pytest.mark.parametrize("ahead", [timedelta(minutes=30), timedelta(days=3)])
+def test_which_was_removed_last_shows_whatever_the_clock_does(
+    store: Store, removed: Removed, clock: Clock, ahead: timedelta
+) -> None:
+    """Given a volume that was removed in the first of two hours of one name, or while the clock was
+    wrong, when another of its name is removed afterwards, then that one is the last."""
+    right = clock.time
+    clock.time += ahead
+    make(store, text="first")
+    removed.remove("db")
+    clock.time = right
+    for text in ("second", "third"):
+        make(store, text=text)
+        removed.remove("db")
+
+    for text in ("third", "second", "first"):
+        removed.bring_back("db", text)
+        assert (store.place.volumes / text / "file").read_text() == text
+
+
 def test_what_cannot_be_meant_is_refused(store: Store, removed: Removed, clock: Clock) -> None:
     for _ in range(2):
         make(store)
@@ -239,6 +259,30 @@ def test_where_there_is_too_little_room_the_oldest_goes_before_its_time(
     assert "z@" in caplog.text
     assert "before its time" in caplog.text
     removed.expire()
+    removed.expire()
+    assert names(removed) == []
+
+
+@pytest.mark.parametrize("min_free", [0, 1.1], ids=["expired", "no room"])
+def test_one_that_cannot_be_deleted_stops_no_other_and_is_told_of_once(
+    store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, min_free: float
+) -> None:
+    removed = Removed(store.volumes, DATE_FORMAT, DAY, min_free=min_free, now=clock)
+    for name in ("a", "m", "z"):
+        make(store, name)
+        removed.remove(name)
+        clock.time += timedelta(minutes=1)
+    (stuck,) = removed.list("a")
+    path = removed.path / str(stuck)
+    clock.time += timedelta() if min_free else 2 * DAY
+    subprocess.run(["chattr", "+i", path], check=True)
+    try:
+        for _ in range(3):
+            removed.expire()
+        assert names(removed) == ["a"]
+        assert caplog.text.count(f"cannot delete {stuck}") == 1
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
     removed.expire()
     assert names(removed) == []
 
