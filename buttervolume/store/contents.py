@@ -217,8 +217,8 @@ class Contents:
                 raise
         try:
             copied.result()
-            with btrfs.opened(path) as root:
-                self._volumes.limit(root)
+            with btrfs.opened(path) as root, btrfs.opened(source) as origin:
+                self._volumes.limit(root, origin)
             with self._volumes.changing_hands.hold(volume):
                 # somebody may have mounted it meanwhile, and nobody can now
                 users = self._volumes.users(volume)

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -241,10 +241,14 @@ class Volumes:
         if options.mode is not None:
             os.fchmod(root.descriptor, options.mode)
 
-    def limit(self, root: btrfs.Directory) -> None:
-        """Let a new subvolume have the size that its attributes say, where quotas are on."""
+    def limit(self, root: btrfs.Directory, origin: btrfs.Directory | None = None) -> None:
+        """Let a new subvolume have the size that its attributes say, where quotas are on, and not
+        that of its `origin`, whose limit it has inherited."""
         size = attributes.read(root).get(attributes.SIZE)
         if size is None:
+            if origin is not None and attributes.SIZE in attributes.read(origin):
+                with suppress(OSError):  # quotas are off
+                    quota.set_limit(root, None)
             return
         try:
             quota.set_limit(root, int(size))

@@ -35,8 +35,10 @@ def are_on(directory: Directory) -> bool:
         return False
 
 
-def set_limit(root: Directory, size: int) -> None:
-    """Let a subvolume refer to so many bytes at the most. OSError if quotas are off."""
+def set_limit(root: Directory, size: int | None) -> None:
+    """Let a subvolume refer to so many bytes at the most; None for as many as there are. OSError if
+    quotas are off."""
+    size = _NONE if size is None else size
     request = _LIMIT.pack(root.info().tree, _MAX_REFERENCED, size, 0, 0, 0)
     fcntl.ioctl(root.descriptor, _QGROUP_LIMIT, request)
 

@@ -337,6 +337,20 @@ def test_a_size_is_a_limit_that_stays_with_copies(limited: Store) -> None:
     assert fits(make(store, "free"), 40 << 20)
 
 
+def test_a_restore_keeps_the_size_of_the_volume_and_brings_none(limited: Store) -> None:
+    store = limited
+    make(store, "small", size="20M")
+    snapshot = store.snapshots.take("small").name
+    free, large = make(store, "free"), make(store, "large", size="60M")
+
+    for name in ("free", "large"):
+        store.contents.restore(snapshot, name)
+
+    assert fits(free, 100 << 20)
+    assert fits(large, 40 << 20)
+    assert not fits(large, 100 << 20)
+
+
 def test_a_full_volume_can_be_copied_restored_and_had_back(
     limited: Store, request: pytest.FixtureRequest
 ) -> None:
