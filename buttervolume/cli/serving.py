@@ -1,6 +1,7 @@
 """`buttervolume peer`: what another host runs here over ssh, and the line that lets it."""
 
 import argparse
+import io
 import os
 import shutil
 import sys
@@ -29,6 +30,8 @@ def peer(config: Config, arguments: argparse.Namespace) -> list[str]:
     node = names.check_host(arguments.node) if arguments.node else None
     guard = Guard(frozenset(roles), patterns, node)
     if arguments.authorize:
+        if isinstance(sys.stdin, io.TextIOWrapper):  # the comment may be in any encoding
+            sys.stdin.reconfigure(errors="replace")
         key = sys.stdin.read(1 << 16)
         if not key.strip():
             raise argparse.ArgumentTypeError("it reads a public key: write < key.pub behind it")

@@ -29,7 +29,7 @@ ASKED = ("buttervolume", "peer")
 """What the other side asks for to have a session."""
 
 _PATTERN = re.compile(r"[a-zA-Z0-9_.*?\[\]!-]+")
-_KEY = re.compile(r"(?P<kind>[a-z0-9@.-]+) (?P<key>[A-Za-z0-9+/]+={0,3})(?: (?P<comment>[ -~]*))?")
+_KEY = re.compile(r"(?P<kind>[a-z0-9@.-]+) (?P<key>[A-Za-z0-9+/]+={0,3})(?: [^\0-\x1f\x7f]*)?")
 _KINDS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")
 _SHORT = re.compile(r"-[vnulHogDtpAXrSxWzsiqcyd]+(?:e[0-9.]*[a-zA-Z]*)?")
 """Options of the sender that lead nowhere else and change nothing here, and behind `e.` what the

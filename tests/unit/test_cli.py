@@ -428,6 +428,21 @@ def test_what_a_newcomer_types_is_answered_with_what_works(wrong: list[str], rig
     assert "did you mean" not in error
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_the_comment_of_a_public_key_may_be_in_any_encoding(locale: str, encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "buttervolume", "peer", "--authorize", "push"],
+        input="ssh-ed25519 AAAA jérôme".encode(encoding),
+        capture_output=True,
+        env={"PATH": "", "LC_ALL": locale},
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" ssh-ed25519 AAAA j" in done.stdout
+
+
 def test_other_words_are_no_commands_and_name_commands_that_are() -> None:
     commands = set(build_parser().commands)
     assert not set(OTHER_WORDS) & commands

@@ -230,6 +230,13 @@ def test_what_is_no_public_key_gets_no_line(key: str) -> None:
         authorized_line(key, PUSH, "buttervolume")
 
 
+@pytest.mark.parametrize("comment", ["jérôme@hôte", "root@web1 (nouveau)", "\ufffd", ""])
+def test_a_key_may_have_any_comment_in_its_line(comment: str) -> None:
+    line = authorized_line(f"ssh-ed25519 AAAA {comment}\r\n", PUSH, "buttervolume")
+
+    assert line.endswith(f'" ssh-ed25519 AAAA {comment}'.rstrip())
+
+
 @pytest.mark.parametrize("pattern", ["", 'a"b', "a'b", "a b", "a\\b", "a\nb", "a/b", "$HOME", "ä"])
 def test_a_pattern_that_could_mean_something_to_sshd_is_refused(pattern: str) -> None:
     with pytest.raises(BadName):
