@@ -426,8 +426,8 @@ def _secluded_arguments(descriptor: int) -> list[str]:
             raise PeerGone("rsync's arguments have no end")
         said += inlet.some(SILENCE)
     os.set_blocking(descriptor, True)
-    first, *rest = said.decode(errors="surrogateescape").split("\0")[:-2]
-    return rest if first == "rsync" else [first, *rest]
+    arguments = said.decode(errors="surrogateescape").split("\0")[:-2]
+    return arguments[1:] if arguments[:1] == ["rsync"] else arguments
 
 
 def run(config: Config, guard: Guard, asked: str | None, attend: Attend) -> bool:

@@ -58,7 +58,7 @@ def facts_from_json(
     receiving = said["receiving"]
     return Facts(
         name,
-        uuid=UUID(said["uuid"]),
+        uuid=UUID(str(said["uuid"])),
         parent_uuid=_uuid(said["parent_uuid"]),
         received_uuid=_uuid(said["received_uuid"]),
         readonly=said["readonly"] is True,

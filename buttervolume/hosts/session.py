@@ -80,7 +80,7 @@ class Session:
             said = self._ask(flow, do="look", volume=volume)
             facts = [facts_from_json(one, moment_of) for one in said["snapshots"]]
             own = tuple(one for one in facts if one.name.volume == volume)
-            strangers = frozenset(map(UUID, said["strangers"]))
+            strangers = frozenset(UUID(str(one)) for one in said["strangers"])
             return PeerLook(Side(own, strangers), said["bound"] is True)
 
     def send(
@@ -135,9 +135,9 @@ class Session:
             )
             announced = Announced(
                 str(name),
-                UUID(said["uuid"]),
+                UUID(str(said["uuid"])),
                 number(said["ctransid"]),
-                UUID(said["parent"]) if said["parent"] else None,
+                UUID(str(said["parent"])) if said["parent"] else None,
             )
             expected(announced)
             copy = intake.receive(
@@ -281,7 +281,7 @@ def _greeting(inlet: Inlet, flow: Flow, limit: float) -> dict[str, Any]:
         if not line:
             raise PeerGone("the session was ended")
         passed += len(line)
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             said = json.loads(line)
             if isinstance(said, dict) and said.get("buttervolume") == PROTOCOL:
                 return said

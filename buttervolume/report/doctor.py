@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from buttervolume.errors import ButtervolumeError, CommandFailed, Stalled
+from buttervolume.errors import ButtervolumeError, CommandFailed, Stalled, TooMuchOutput
 from buttervolume.hosts.session import COMMAND
 from buttervolume.hosts.ssh import CONNECTION_FAILED, command_for, explain, remote_command
 from buttervolume.names import check_host
@@ -36,6 +36,8 @@ _KNOCK = 5.0
 _OLDEST_KERNEL = (5, 15)
 _SAFE_RSYNC = (3, 5)
 _MOST_SHOWN = 3
+_TIME = re.compile("[0-9]{1,15}")
+"""Seconds since 1970, as a host may tell them."""
 
 
 class Level(StrEnum):
@@ -78,7 +80,7 @@ def note(check: str, message: str, advice: str = "") -> Finding:
 
 def version_of(text: str) -> tuple[int, ...]:
     """The first version number in what a program prints; empty if there is none."""
-    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    found = re.search(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", text, re.ASCII)
     return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
@@ -136,9 +138,9 @@ def judge_greeting(greeting: Mapping[str, object], now: float) -> Iterator[Findi
     verbs = greeting.get("verbs")
     allowed = ", ".join(map(str, verbs)) if isinstance(verbs, list) else "nothing"
     yield good("key", f"it is accepted, and guarded: {allowed}")
-    there = greeting.get("time")
-    if isinstance(there, int):
-        yield judge_clocks(there - now)
+    there = str(greeting.get("time"))
+    if _TIME.fullmatch(there):
+        yield judge_clocks(int(there) - now)
 
 
 def judge_clocks(difference: float) -> Finding:
@@ -182,8 +184,9 @@ def judge_host(answers: Mapping[str, str], path: Path, now: float) -> Iterator[F
     else:
         advice = "install buttervolume there to receive from it, and for guarded keys"
         yield note("buttervolume", "it is not installed there", advice)
-    if answers.get("time", "").isdigit():
-        yield judge_clocks(int(answers["time"]) - now)
+    there = answers.get("time", "")
+    if _TIME.fullmatch(there):
+        yield judge_clocks(int(there) - now)
 
 
 def parse_answers(printed: str) -> dict[str, str]:
@@ -331,14 +334,14 @@ class Doctor:
                 greeting = _greeting(self._run(host, COMMAND)[0])
                 if greeting is not None:
                     return list(judge_greeting(greeting, time.time()))
-        except (Stalled, CommandFailed) as error:
+        except (Stalled, TooMuchOutput, CommandFailed) as error:
             return [bad("ssh", str(error), "ssh there by hand, as root, to see where it hangs")]
         reason = shortened(explain(failure), 400) if failure else "it answered nothing"
         return [bad("key", reason, _advice_for(reason))]
 
     def _run(self, host: str, line: str) -> tuple[str, CommandFailed | None]:
         """What a command line prints on the other host, and its failure, if it failed. Raises
-        Stalled, CommandFailed."""
+        Stalled, TooMuchOutput, CommandFailed."""
         with Process([*command_for(self._port), host, line]) as process:
             process.wait(Flow(), _LIMIT)
             return process.output(), process.failure()
@@ -413,7 +416,7 @@ def _greeting(printed: str) -> dict[str, object] | None:
     for line in lines(printed):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict) and "buttervolume" in found:
             return found

@@ -7,6 +7,9 @@ import pytest
 
 from tests.hosts.harness import SNAPSHOTS, Host
 
+MARK = "buttervolume-doctor"
+"""Stands around what the doctor's script prints."""
+
 
 def findings(host: Host, *hosts: str) -> dict[str, dict[str, Any]]:
     """What the doctor finds, by the name of the check."""
@@ -72,6 +75,26 @@ def test_a_key_that_is_not_accepted(alpha: Host, beta: Host) -> None:
     assert bad(found) == ["key"]
     assert "Permission denied" in found["key"]["Message"]
     assert "authorized_keys" in found["key"]["Advice"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "head -c 50000 /dev/zero | tr '\\0' '['; echo",
+        "cat /dev/zero",
+        f"echo {MARK}; echo 'time {'9' * 400}'; echo {MARK}",
+    ],
+    ids=["deep", "endless", "a time beyond all"],
+)
+def test_whatever_a_host_answers_is_a_finding_and_spoils_no_other(
+    alpha: Host, beta: Host, answer: str
+) -> None:
+    key = alpha.path("/root/.ssh/id_ed25519.pub").read_text()
+    with beta.changed_file("/root/.ssh/authorized_keys", f'command="{answer}" {key}'):
+        found = findings(alpha, "beta", "nowhere.invalid")
+
+    assert bad(found)
+    assert found["name"]["Host"] == "nowhere.invalid"
 
 
 def test_a_host_key_that_is_not_known(alpha: Host) -> None:

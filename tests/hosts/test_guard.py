@@ -537,6 +537,17 @@ def test_nonsense_ends_the_session_and_nothing_else(key: Key, beta: Host) -> Non
         assert "Traceback" not in answer.stderr + answer.stdout.decode(errors="replace"), said
 
 
+@pytest.mark.parametrize("said", [b"\0", b"\0\0", b"rsync\0\0", b"rsync"])
+def test_arguments_of_rsync_that_are_none_end_the_session_and_nothing_else(
+    sync: Key, said: bytes
+) -> None:
+    answer = sync.ask(said, asked="rsync --server --sender -s")
+
+    assert answer.status != 0
+    assert "Traceback" not in answer.stderr
+    assert "buttervolume: " in answer.stderr
+
+
 def test_a_daemon_sends_by_a_push_key_and_its_next_send_is_of_the_changes(
     push: Key, alpha: Host, beta: Host, volumes: tuple[str, str]
 ) -> None:

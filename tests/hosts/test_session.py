@@ -60,6 +60,11 @@ def outcome(function, *arguments):
     print("used", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 GREETING = '{"buttervolume":1,"node":"beta","verbs":["look","receive","send"],"stream":2,"time":1}'
+NUMBERED = (
+    '{"name":"db@2026","uuid":7,"parent_uuid":null,"received_uuid":null,"readonly":true,'
+    '"otransid":7,"tree":7,"ctransid":7,"send_transid":0,"receive_transid":0,"settled":false,'
+    '"receiving":null,"backup":false}'
+)
 
 
 def run(host: Host, text: str, timeout: float = 60) -> str:
@@ -132,6 +137,11 @@ LIARS = {
     ' echo \'{"snapshots": 7, "strangers": {}, "bound": 7}\'; sleep 30',
     "facts that are none": f"echo '{GREETING}';"
     ' echo \'{"snapshots": [{"name": "../x"}], "strangers": [], "bound": false}\'; sleep 30',
+    "greeting that is too deep": "head -c 50000 /dev/zero | tr '\\0' '['; echo; sleep 30",
+    "facts of wrong types": f"echo '{GREETING}';"
+    f' echo \'{{"snapshots": [{NUMBERED}], "strangers": [], "bound": false}}\'; sleep 30',
+    "strangers that are numbers": f"echo '{GREETING}';"
+    ' echo \'{"snapshots": [], "strangers": [7], "bound": false}\'; sleep 30',
     "no object": f"echo '{GREETING}'; echo '[]'; sleep 30",
     "deep object": f"echo '{GREETING}'; head -c 900000 /dev/zero | tr '\\0' '['; echo; sleep 30",
     "error of wrong types": f"echo '{GREETING}'; echo '{{\"error\": {{}}, \"code\": []}}';"

@@ -89,6 +89,26 @@ def test_a_guard_is_told_with_what_it_allows() -> None:
     assert [f.check for f in judge_greeting({"verbs": 5, "time": "now"}, 5)] == ["key"]
 
 
+@pytest.mark.parametrize("time", ["²", "٣", "9" * 400, "9" * 5000, "-1", "1e3", ""], ids=range(7))
+def test_a_time_that_is_none_is_passed_over(time: str) -> None:
+    found = list(judge_host(FINE | {"time": time}, PATH, 1000))
+
+    assert set(levels(found).values()) == {Level.GOOD}
+    assert "clock" not in levels(found)
+
+
+@pytest.mark.parametrize("time", [10**400, -1, True, "now", None, [1], 1e300], ids=range(7))
+def test_a_greeting_may_tell_any_time(time: object) -> None:
+    assert [f.check for f in judge_greeting({"verbs": ["look"], "time": time}, 5)] == ["key"]
+
+
+def test_a_version_may_have_any_length() -> None:
+    version = f"rsync  version {'9' * 5000}.{'9' * 5000}"
+
+    assert judge_rsync(version).level is Level.GOOD
+    assert judge_kernel(version).level is Level.GOOD
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
