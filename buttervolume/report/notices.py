@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from buttervolume.errors import ButtervolumeError, OperationFailed
 from buttervolume.report.status import Problem, Report
 from buttervolume.system import files
-from buttervolume.words import shortened
+from buttervolume.words import LONGEST, shortened
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at the report."""
@@ -28,7 +29,8 @@ BETWEEN_MESSAGES = 60.0
 """Seconds between two messages, at the least."""
 _MOST_LINES = 20
 _LONGEST_LINE = 400
-"""Bytes."""
+_ROOM_FOR_MORE = 64
+"""Bytes, for a line that says how many more there are."""
 
 Key = str
 """What makes a problem the same one as before, as text."""
@@ -81,7 +83,8 @@ def word(news: News, node: str, problems: int) -> Message:
     else:
         title = f"{node}: all is well again with the volumes"
     lines = [*news.begun.values(), *(f"over: {text}" for text in news.ended.values())]
-    shown = lines[:_MOST_LINES]
+    sizes = accumulate(len(line.encode()) + 1 for line in lines[:_MOST_LINES])
+    shown = lines[: sum(size <= LONGEST - _ROOM_FOR_MORE for size in sizes)]
     if len(lines) > len(shown):
         shown.append(f"… and {len(lines) - len(shown):,} more: buttervolume status")
     return Message(shortened(title, _LONGEST_LINE), "\n".join(shown))

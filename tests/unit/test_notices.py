@@ -1,5 +1,6 @@
 """What is told when, and what is kept to oneself."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,12 +162,16 @@ def test_an_address_that_takes_nothing_makes_no_storm_at_the_others(stage: Stage
 @given(count=st.integers(1, 200))
 @example(count=5000)
 def test_no_message_is_endless(count: int) -> None:
-    problems = [Problem(Kind.FAILING, "x" * 5000, f"v{n}", "snapshot") for n in range(count)]
+    problems = [Problem(Kind.FAILING, "ü" * 5000, f"v{n}", "snapshot") for n in range(count)]
 
     message = word(compare({}, problems), "host", count)
 
-    assert len(message.body.splitlines()) <= 21
-    assert len(message.body) < 10_000
+    *lines, last = message.body.splitlines()
+    assert len(lines) <= 20
+    assert len(message.body.encode()) <= 2048
+    left_out = re.search(r"and ([0-9,]+) more: buttervolume status$", last)
+    told = len(lines) + 1 if left_out is None else len(lines) + int(left_out[1].replace(",", ""))
+    assert told == count
 
 
 def test_no_text_of_others_makes_a_line_of_its_own() -> None:
