@@ -201,6 +201,7 @@ class Answers:
 
 def _is_safe_host(host: str) -> bool:
     """Whether a `Host` is an address, or a name that means the loopback to every browser."""
+    host = host.lower()
     name = host.rpartition(":")[0] if host.count(":") == 1 or "]:" in host else host
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -83,6 +83,7 @@ def test_no_name_of_somebody_else_leads_here(site: Site) -> None:
         f"127.0.0.1:{site.port}",
         "[::1]:80",
         "x.localhost:9",
+        f"LocalHost:{site.port}",
         "192.0.2.1",
     ]
     bad = [
@@ -90,6 +91,7 @@ def test_no_name_of_somebody_else_leads_here(site: Site) -> None:
         f"evil.example:{site.port}",
         "127.0.0.1.evil.example",
         "localhost.evil",
+        "xlocalhost",
         "",
     ]
 
