@@ -300,10 +300,12 @@ def _tidy(
 
 def _collect() -> None:
     """Free, now and then, objects that only refer to each other and are too old for Python's own
-    quick looks."""
+    quick looks, and give the kernel back what malloc has kept since it was needed last."""
     while True:
         time.sleep(COLLECT_EVERY)
         gc.collect()
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def catch_signals() -> int:
