@@ -5,25 +5,20 @@ subvolume is looked at.
 The items are those of linux/btrfs_tree.h.
 """
 
-import fcntl
 import json
 import os
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from buttervolume.system import btrfs, command
-from buttervolume.system.btrfs import ROOT_INODE, Directory
+from buttervolume.system.btrfs import Directory
 from buttervolume.system.command import Flow
-from buttervolume.system.trees import EVERYTHING
+from buttervolume.system.trees import walk
 
-_TREE_SEARCH_V2 = 0xC0709411  # BTRFS_IOC_TREE_SEARCH_V2
 _EXTENT_DATA = 108  # BTRFS_EXTENT_DATA_KEY
-_SEARCH_KEY = struct.Struct("=7Q4I4QQ")
-_ITEM_HEADER = struct.Struct("=QQQII")
-_BUFFER = 1 << 20
 _FILE_EXTENT = struct.Struct("=QQBBHB")
 _PLACE = struct.Struct("=QQ")
 _INLINE = 0  # BTRFS_FILE_EXTENT_INLINE
@@ -76,7 +71,7 @@ def _extents(root: Directory) -> tuple[dict[int, int], int]:
     in the tree itself."""
     found: dict[int, int] = {}
     inline = 0
-    for kind, item in _items(root):
+    for _, kind, item in walk(root):
         if kind != _EXTENT_DATA:
             continue
         if item[20] == _INLINE:
@@ -86,30 +81,6 @@ def _extents(root: Directory) -> tuple[dict[int, int], int]:
         if place:  # else a hole
             found[place] = size
     return found, inline
-
-
-def _items(root: Directory) -> Iterator[tuple[int, memoryview]]:
-    """All items of a subvolume's tree: kind and content, each to be read before the next one."""
-    request = bytearray(_SEARCH_KEY.size + _BUFFER)
-    view = memoryview(request)
-    number, kind, offset = ROOT_INODE, 0, 0
-    while True:
-        _SEARCH_KEY.pack_into(
-            request, 0, 0, number, EVERYTHING, offset, EVERYTHING, 0, EVERYTHING,
-            kind, 255, (1 << 32) - 1, 0, 0, 0, 0, 0, _BUFFER,
-        )  # fmt: skip
-        fcntl.ioctl(root.descriptor, _TREE_SEARCH_V2, request)
-        count = _SEARCH_KEY.unpack_from(request)[9]
-        if not count:
-            return
-        at = _SEARCH_KEY.size
-        for _ in range(count):
-            _, number, offset, kind, length = _ITEM_HEADER.unpack_from(request, at)
-            at += _ITEM_HEADER.size + length
-            yield kind, view[at - length : at]
-        offset += 1
-        if offset > EVERYTHING:
-            offset, kind = 0, kind + 1
 
 
 if __name__ == "__main__":
