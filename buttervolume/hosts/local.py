@@ -2,20 +2,22 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buttervolume.errors import OperationFailed
 from buttervolume.hosts.lineage import Facts, Side
 from buttervolume.names import Snapshot, SnapshotName
 from buttervolume.store import attributes
-from buttervolume.store.catalog import Catalog
 from buttervolume.system import btrfs
-from buttervolume.system.btrfs import Directory
+
+if TYPE_CHECKING:  # a session with another host begins sooner without it
+    from buttervolume.store.catalog import Catalog
 
 
 class Local:
     """The snapshots of this host as another one is told of them."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: "Catalog") -> None:
         self._catalog = catalog
         self.path: Path = catalog.path
 
@@ -32,15 +34,8 @@ class Local:
         return Side(tuple(self._facts(self._catalog.list().snapshots)))
 
     def _facts(self, snapshots: "tuple[Snapshot, ...]") -> list[Facts]:
-        found = []
-        for snapshot in snapshots:
-            path = self.path / str(snapshot.name)
-            try:
-                with btrfs.opened(path) as root:
-                    found.append(facts_of(snapshot, root))
-            except OSError:
-                continue  # removed meanwhile, or damaged: no parent, and no copy
-        return found
+        read = (facts_of(self.path, snapshot.name, taken=snapshot.taken) for snapshot in snapshots)
+        return [facts for facts in read if facts]
 
     def check_complete(self, name: str) -> Path:
         """The path of a snapshot that can be used. Raises NoSuchSnapshot, IncompleteSnapshot."""
@@ -61,11 +56,22 @@ class Local:
         return next((name for name in self._catalog.newest_made(volume) if name in sent), None)
 
 
-def facts_of(snapshot: Snapshot, root: Directory) -> Facts:
-    """What the kernel tells of a snapshot."""
-    found = root.info()
+def facts_of(
+    directory: Path,
+    name: SnapshotName,
+    *,
+    taken: datetime | None = None,
+    receiving: str | None = None,
+) -> Facts | None:
+    """What the kernel tells of a snapshot in a directory; None if it was removed meanwhile, or is
+    damaged: it is no parent then, and no copy."""
+    try:
+        with btrfs.opened(directory / str(name)) as root:
+            found, is_set_aside = root.info(), attributes.is_set_aside(root, str(name))
+    except OSError:
+        return None
     return Facts(
-        snapshot.name,
+        name,
         uuid=found.uuid,
         parent_uuid=found.parent_uuid,
         received_uuid=found.received_uuid,
@@ -76,6 +82,7 @@ def facts_of(snapshot: Snapshot, root: Directory) -> Facts:
         send_transid=found.send_transid,
         receive_transid=found.receive_transid,
         settled=found.settled,
-        taken=snapshot.taken,
-        backup=attributes.is_set_aside(root, str(snapshot.name)),
+        taken=taken,
+        receiving=receiving,
+        backup=is_set_aside,
     )

@@ -36,6 +36,7 @@ from buttervolume.hosts import intake
 from buttervolume.hosts.guard import Guard, is_secluded, parse_rsync, wants_session
 from buttervolume.hosts.intake import Intake, Space
 from buttervolume.hosts.lineage import Facts
+from buttervolume.hosts.local import facts_of
 from buttervolume.hosts.protocol import PROTOCOL, facts_as_json, number
 from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
@@ -217,7 +218,7 @@ class Peer:
             if "discard" in self._guard.verbs and self._node:
                 intake.sweep(self._directory, self._node, lambda other: other == volume)
             btrfs.sync(self._directory)
-            found = [*self._facts(volume)]
+            found = self._facts(volume)
             known = {facts.tree for facts in found}
             strangers = {
                 str(facts.identity)
@@ -232,33 +233,13 @@ class Peer:
             "bound": not intake.takes_changes(self._directory),
         }
 
-    def _facts(self, volume: str) -> "list[Facts]":
+    def _facts(self, volume: str) -> list[Facts]:
         notes = {note.copy: note.sender for note in intake.notes_in(self._directory)}
-        found = []
-        for name in intake.snapshots_of(self._directory, volume):
-            path = self._directory / str(name)
-            try:
-                info = btrfs.info(path)
-            except OSError:  # it was removed meanwhile, or cannot be read: no parent, and no copy
-                continue
-            found.append(
-                Facts(
-                    name,
-                    uuid=info.uuid,
-                    parent_uuid=info.parent_uuid,
-                    received_uuid=info.received_uuid,
-                    readonly=info.readonly,
-                    otransid=info.created_in,
-                    tree=info.tree,
-                    ctransid=info.changed,
-                    send_transid=info.send_transid,
-                    receive_transid=info.receive_transid,
-                    settled=info.settled,
-                    receiving=notes.get(str(name)),
-                    backup=_is_set_aside(path),
-                )
-            )
-        return found
+        read = (
+            facts_of(self._directory, name, receiving=notes.get(str(name)))
+            for name in intake.snapshots_of(self._directory, volume)
+        )
+        return [facts for facts in read if facts]
 
     def _receive(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Take in a stream, which follows the request."""
@@ -503,11 +484,3 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("it must be text")
     return value
-
-
-def _is_set_aside(path: Path) -> bool:
-    try:
-        with btrfs.opened(path) as root:
-            return attributes.is_set_aside(root, path.name)
-    except OSError:
-        return False

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from buttervolume import names
 from buttervolume.errors import (
@@ -32,8 +31,9 @@ from buttervolume.hosts.guard import REFUSED
 from buttervolume.hosts.intake import advice, bind_warning
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
+from buttervolume.hosts.peer import stream_version
 from buttervolume.hosts.reach import Reach
-from buttervolume.hosts.remote import RECEIVED, Look, Remote, stream_version
+from buttervolume.hosts.remote import RECEIVED, Look, Remote
 from buttervolume.hosts.session import NoSession, Session
 from buttervolume.hosts.ssh import Connection
 from buttervolume.hosts.transfers import Transfer, Transfers
@@ -309,7 +309,7 @@ class Sender:
             transfer.phase, transfer.parent = "sending", str(parent.name) if parent else None
             self._log_how(name, peer.host, parent)
             copies = lineage.copy_for_changes(parent, here, there) if parent else []
-            compressed = min(peer.stream_version, self._own_stream_version()) >= 2
+            compressed = min(peer.stream_version, stream_version()) >= 2
             argv = self._source(name, parent.name if parent else None, compressed)
             try:
                 peer.send(origin, argv, parent, copies, flow)
@@ -462,7 +462,7 @@ class Sender:
         facts = parent.facts if parent else None
         transfer.phase, transfer.parent = _SENDING, str(facts.name) if facts else None
         self._log_how(name, connection.host, facts)
-        compressed = min(look.stream_version, self._own_stream_version()) >= 2
+        compressed = min(look.stream_version, stream_version()) >= 2
         source = self._source(name, facts.name if facts else None, compressed)
         copies = parent.copies if parent else ()
         sink = remote.receive_argv(name, origin, copies, look.mount)
@@ -494,13 +494,6 @@ class Sender:
                 self._remote(connection).discard(name, flow)
         except ButtervolumeError as error:
             self._log.warning("%s: a partial copy may be left on %s: %s", name, host, error)
-
-    def _own_stream_version(self) -> int:
-        try:
-            feature = Path("/sys/fs/btrfs/features/send_stream_version").read_text()
-        except OSError:
-            return 1
-        return stream_version(command.run(["btrfs", "--version"]), feature)
 
 
 def _explain(
