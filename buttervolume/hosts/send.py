@@ -190,13 +190,10 @@ class Sender:
         if last is None:
             return None
         try:
-            taken_from = btrfs.info(self._local.check_complete(str(last)))
+            shown = btrfs.info(self._local.check_complete(str(last)))
         except (NoSuchSnapshot, OSError):
             return None
-        btrfs.sync(path)
-        now = btrfs.info(path)
-        same = taken_from.parent_uuid == now.uuid and now.changed <= taken_from.created_in
-        return str(last) if same else None
+        return str(last) if btrfs.holds_what(path, shown) else None
 
     def _missing(self, volume: str, host: str) -> list[SnapshotName]:
         """The snapshots that a host lacks."""

@@ -169,9 +169,7 @@ class Synchronizer:
         whether that is so."""
         try:
             path = self._volumes.mountpoint(volume)
-            btrfs.sync(path)
-            before = btrfs.info(self._catalog.path_of(taken.name))
-            if btrfs.info(path).changed > before.created_in:
+            if not btrfs.holds_what(path, btrfs.info(self._catalog.path_of(taken.name))):
                 return False
             self._snapshots.remove(taken.name)
         except (ButtervolumeError, OSError) as error:

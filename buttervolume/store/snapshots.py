@@ -115,11 +115,7 @@ class Snapshots:
 
     def unchanged_since(self, volume: str) -> str | None:
         """The newest snapshot of a volume that was taken here, if the volume still holds what that
-        shows; None if it has changed since. Raises NoSuchVolume.
-
-        BTRFS counts transactions: what has changed in a subvolume after a snapshot of it has a
-        higher number. Changes in subvolumes nested in it do not count; they are in no snapshot.
-        """
+        shows; None if it has changed since. Raises NoSuchVolume."""
         path = self._volumes.mountpoint(volume)
         try:
             for name in map(str, self._catalog.newest_made(volume)):
@@ -127,10 +123,7 @@ class Snapshots:
                     continue
                 newest = btrfs.info(self._catalog.path / name)
                 if newest.received_uuid is None:
-                    btrfs.sync(path)
-                    now = btrfs.info(path)
-                    same = newest.parent_uuid == now.uuid and now.changed <= newest.created_in
-                    return name if same else None
+                    return name if btrfs.holds_what(path, newest) else None
         except OSError:  # removed meanwhile, or it cannot be read
             return None
         return None

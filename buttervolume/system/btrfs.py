@@ -283,6 +283,18 @@ def info(path: Path) -> Subvolume:
         return directory.info()
 
 
+def holds_what(path: Path, snapshot: Subvolume) -> bool:
+    """Whether a subvolume holds what a snapshot of it shows.
+
+    BTRFS counts transactions: what has changed in a subvolume after a snapshot of it has a higher
+    number, once it is on the disk. Changes in subvolumes nested in it do not count; they are in no
+    snapshot. OSError.
+    """
+    sync(path)
+    now = info(path)
+    return snapshot.parent_uuid == now.uuid and now.changed <= snapshot.created_in
+
+
 def set_received(path: Path, uuid: UUID | None, send_transid: int) -> None:
     """Give a read-only subvolume an identity and a version, or take them; it stays read-only. For
     a moment it is writable."""
