@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 
 from buttervolume import names
-from buttervolume.api.body import Answer, Body, Unchanged
+from buttervolume.api.body import Answer, Body, Unchanged, joined, without
 from buttervolume.api.http import Endpoint, Lane, NoAnswer
 from buttervolume.errors import ButtervolumeError, Unreadable
 from buttervolume.follow.options import FOLLOW_OPTIONS
@@ -12,7 +12,6 @@ from buttervolume.jobs.actions import USAGES
 from buttervolume.jobs.options import split_jobs
 from buttervolume.services import Services
 from buttervolume.store.options import parse_options
-from buttervolume.words import enumerated
 
 
 def activate(_services: Services, _: Body) -> Answer:
@@ -46,10 +45,8 @@ def create(services: Services, body: Body) -> Answer:
             warnings.append(warning)
             if begins and is_there:
                 warnings.append(f"{name} was here already, and follows its service from now on")
-    warnings += made.warnings
     answer: Answer = Unchanged() if is_there and not added and not begins else {}
-    if said := "; ".join(filter(None, warnings)):
-        answer["Warning"] = said
+    answer |= joined([*warnings, *made.warnings])
     return answer
 
 
@@ -100,12 +97,8 @@ def list_volumes(services: Services, _: Body) -> Answer:
     """Every volume."""
     found = services.volumes.look()
     within = f"{services.volumes.path}/"
-    answer: Answer = {
-        "Volumes": [{"Name": name, "Mountpoint": within + name} for name in found.volumes]
-    }
-    if found.unreadable:
-        answer["Warning"] = f"cannot be read: {enumerated(found.unreadable)}"
-    return answer
+    listed = [{"Name": name, "Mountpoint": within + name} for name in found.volumes]
+    return {"Volumes": listed, **without(found.unreadable)}
 
 
 def path(services: Services, body: Body) -> Answer:

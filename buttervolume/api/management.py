@@ -143,7 +143,7 @@ def set_job(services: Services, body: Body) -> Answer:
     if timer == "now":
         return _run_now(services, volume, action)
     changed = services.schedule.apply(volume, action, timer)
-    warnings = [changed.warning] if changed.warning else []
+    warnings = [changed.warning]
     job = changed.job
     with suppress(VolumesUnavailable):
         names = services.volumes.names()

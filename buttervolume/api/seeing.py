@@ -125,9 +125,7 @@ def list_snapshots(services: Services, body: Body, volume: str | None = None) ->
         warnings.append(f"being received, or left by a transfer that failed: {copies}")
     if found.unreadable:
         warnings.append(f"cannot be read: {', '.join(map(str, found.unreadable))}")
-    if warnings:
-        listed["Warning"] = "; ".join(warnings)
-    return listed
+    return listed | joined(warnings)
 
 
 def details_of_snapshots(services: Services, volume: str | None) -> Answer:
