@@ -7,7 +7,7 @@ still be used and removed.
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from buttervolume.errors import BadName
 
@@ -40,6 +40,9 @@ LOCK_NAME = ".buttervolume-lock"
 """A file among the volumes that the daemon holds."""
 LONGEST = 255
 """Bytes in a file name (NAME_MAX in Linux's limits.h)."""
+FUTURE = timedelta(hours=1)
+"""How far a snapshot's date may be ahead of the clock: summer time ends with an hour that comes
+twice. One that is further ahead is of the future: some clock is, or was, wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,11 @@ and transaction.c):
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from uuid import UUID
 
-from buttervolume.names import SnapshotName
-
-FUTURE = timedelta(hours=1)
-"""A date that is further ahead than this is one of the future."""
+from buttervolume.names import FUTURE, SnapshotName
 
 
 @dataclass(frozen=True)

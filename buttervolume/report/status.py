@@ -14,14 +14,12 @@ from buttervolume.jobs.actions import ACTIONS
 from buttervolume.jobs.memory import Memory, next_run, second_run
 from buttervolume.jobs.schedule import Job
 from buttervolume.jobs.scheduler import Activity
-from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.names import FUTURE, Snapshot, SnapshotName
 from buttervolume.system.space import Space
 
 NEARLY_FULL = 0.9
 """The share of metadata in use that is a problem: deleting takes metadata, too."""
 MOST_PARTIAL_COPIES = 3
-AHEAD = timedelta(hours=1)
-"""How far in the future a snapshot's date may be: summer time ends with an hour said twice."""
 
 
 class State(StrEnum):
@@ -436,7 +434,7 @@ def _unprotected(facts: Facts) -> Iterable[Problem]:
 def _clock(facts: Facts) -> Iterable[Problem]:
     now = local(facts.now)
     for volume, holdings in facts.holdings.items():
-        if holdings.taken is not None and holdings.taken > now + AHEAD:
+        if holdings.taken is not None and holdings.taken > now + FUTURE:
             message = f"{holdings.newest} is in the future: is the clock right?"
             yield Problem(Kind.CLOCK, message, volume)
 

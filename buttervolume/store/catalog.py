@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from uuid import UUID
@@ -28,13 +28,11 @@ from buttervolume.errors import (
     OperationFailed,
     Unreadable,
 )
-from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.names import FUTURE, Snapshot, SnapshotName
 from buttervolume.store import attributes
 from buttervolume.system import btrfs, files
 from buttervolume.system.watch import Watch
 
-FUTURE = timedelta(hours=1)
-"""A date that is further ahead than this is one of the future: of a clock that was wrong."""
 _LARGE = 1 << 13
 """Size of a directory, on BTRFS twice the length of all names in it, that takes longer to read for
 the first time, 55 µs for each, than Docker is to wait: some 130 snapshots."""

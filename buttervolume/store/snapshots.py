@@ -18,7 +18,7 @@ from buttervolume.errors import (
     SnapshotBusy,
     Unreadable,
 )
-from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.names import FUTURE, Snapshot, SnapshotName
 from buttervolume.store import attributes
 from buttervolume.store.catalog import Catalog
 from buttervolume.store.hindrance import explain
@@ -35,8 +35,6 @@ _LONGEST_NAMED = 100
 _NUMBERS = ".buttervolume-numbers"
 """A file beside the snapshots. Its lock is held to number a snapshot of a followed volume, by the
 daemon and by sessions of other hosts."""
-FAR = timedelta(hours=1)
-"""How far a date may be ahead of the clock: summer time ends with an hour that comes twice."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ class Snapshots:
         """A snapshot of a volume that was taken here while the clock was far ahead of what it is
         now. What came from elsewhere says nothing of the clock here."""
         for snapshot in reversed(snapshots):
-            if snapshot.taken is None or snapshot.taken <= now + FAR:
+            if snapshot.taken is None or snapshot.taken <= now + FUTURE:
                 return None
             if self._catalog.is_own(snapshot.name):  # whatever has become of its volume
                 return snapshot.name
