@@ -198,13 +198,13 @@ class Sender:
     def _missing(self, volume: str, host: str) -> list[SnapshotName]:
         """The snapshots that a host lacks."""
         here = self._local.side(volume)
-        ours = lineage.missing(here, Side(), volume, self._now())
+        ours = lineage.missing(here, Side(), volume)
         if not ours:
             return []
         newest = ours[-1].name
         with self._transfers.start("send", volume, str(newest), host) as transfer:
             there = self._side_of(host, newest, transfer)
-        return [facts.name for facts in lineage.missing(here, there, volume, self._now())]
+        return [facts.name for facts in lineage.missing(here, there, volume)]
 
     def _side_of(self, host: str, name: SnapshotName, transfer: Transfer) -> Side:
         """What another host has of a volume."""

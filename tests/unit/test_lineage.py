@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.hosts import lineage
-from buttervolume.hosts.lineage import Copy, Facts, Side, Standing
+from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.names import SnapshotName, parse_snapshot
 
 START = datetime(2026, 11, 26, 12)
@@ -462,23 +462,6 @@ def test_only_what_was_made_there_and_never_came_here_would_be_buried() -> None:
     assert buried(Side(()), Side((copy_of(ours),))) is None
 
 
-def test_how_two_histories_stand() -> None:
-    def compare(here: list[Facts], there: list[Facts]) -> Standing:
-        return lineage.compare(Side(tuple(here)), Side(tuple(there)), "db", LATER)
-
-    first = facts()
-    second = facts("db@2026-11-26T13:00:00", uuid=UUID(int=3), otransid=60, ctransid=60)
-    theirs = facts("db@2026-11-26T13:30:00", uuid=UUID(int=30), parent_uuid=UUID(int=2))
-    copy = copy_of(first)
-
-    assert compare([first], [copy]) is Standing.SAME
-    assert compare([first, second], [copy]) is Standing.AHEAD
-    assert compare([first], [copy, theirs]) is Standing.BEHIND
-    assert compare([first, second], [copy, theirs]) is Standing.DIVERGED
-    assert compare([second], [theirs]) is Standing.UNRELATED
-    assert compare([second], []) is Standing.UNRELATED
-
-
 def test_a_mirror_lacks_what_is_newer_than_the_newest_that_both_have() -> None:
     first = facts()
     second = facts("db@2026-11-26T13:00:00", uuid=UUID(int=3), otransid=60, ctransid=60)
@@ -486,7 +469,7 @@ def test_a_mirror_lacks_what_is_newer_than_the_newest_that_both_have() -> None:
     here = Side((third, first, second))
 
     def missing(*there: Facts) -> list[Facts]:
-        return list(lineage.missing(here, Side(there), "db", LATER))
+        return list(lineage.missing(here, Side(there), "db"))
 
     assert missing() == [first, second, third]
     assert missing(copy_of(first)) == [second, third]
