@@ -1,15 +1,22 @@
 """The report as plain data, for JSON. It is a contract: keys are added, none is ever removed."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from buttervolume.follow.view import MemberView, View
 from buttervolume.hosts.transfers import Transfer
 from buttervolume.jobs.history import Run
-from buttervolume.names import Snapshot, SnapshotName
+from buttervolume.names import Snapshot
 from buttervolume.report.observer import Outlook
-from buttervolume.report.status import JobStatus, Problem, Report, VolumeStatus, with_offset
+from buttervolume.report.status import (
+    JobStatus,
+    Problem,
+    Report,
+    VolumeStatus,
+    hosts_of,
+    with_offset,
+)
 from buttervolume.system.space import Space
 from buttervolume.words import shortened
 
@@ -154,12 +161,9 @@ def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
 
 
-def snapshots(held: Iterable[Snapshot], outlook: Outlook | None) -> list[Data]:
+def snapshots(held: Sequence[Snapshot], outlook: Outlook | None) -> list[Data]:
     """The snapshots of a volume without markers, each with the hosts that have it."""
-    hosts: dict[SnapshotName, list[str]] = {}
-    for snapshot in held:
-        if snapshot.name.host is not None:
-            hosts.setdefault(snapshot.name.snapshot, []).append(snapshot.name.host)
+    hosts = hosts_of(held)
     verdicts = {} if outlook is None else {v.name: v for v in outlook.forecast.verdicts}
     ends = {} if outlook is None else outlook.forecast.ends
     return [
@@ -167,7 +171,7 @@ def snapshots(held: Iterable[Snapshot], outlook: Outlook | None) -> list[Data]:
             "Name": str(snapshot.name),
             "Volume": snapshot.name.volume,
             "Taken": with_offset(snapshot.taken),
-            "Hosts": sorted(hosts.get(snapshot.name, [])),
+            "Hosts": hosts.get(snapshot.name, []),
             "KeptUntil": with_offset(ends.get(str(snapshot.name))),
             "Purged": snapshot.name in verdicts and not verdicts[snapshot.name].keep,
             "Reason": verdicts[snapshot.name].reason if snapshot.name in verdicts else None,

@@ -120,9 +120,7 @@ def judge_options(options: Iterable[str]) -> Iterator[Finding]:
 def judge_report(report: Report) -> Iterator[Finding]:
     """What the report knows: of the filesystem, the clock, the schedule."""
     for problem in report.problems:
-        about = " ".join(filter(None, (problem.volume, problem.action if problem.volume else "")))
-        message = f"{about}: {problem.message}" if about else problem.message
-        yield bad(problem.kind.value, message, problem.kind.advice)
+        yield bad(problem.kind.value, problem.text, problem.kind.advice)
     kinds = {problem.kind for problem in report.problems}
     if report.space is not None and not kinds & {Kind.SPACE, Kind.METADATA, Kind.READ_ONLY}:
         share = report.space.free / (report.space.size or 1)

@@ -62,9 +62,7 @@ def key_of(problem: Problem) -> Key:
 
 def describe(problem: Problem) -> str:
     """A problem in a line."""
-    about = " ".join(filter(None, (problem.volume, problem.action if problem.volume else None)))
-    said = f"{about}: {problem.message}" if about else problem.message
-    return shortened(f"{problem.kind}: {said}", _LONGEST_LINE)
+    return shortened(f"{problem.kind}: {problem.text}", _LONGEST_LINE)
 
 
 def compare(told: Mapping[Key, str], problems: Iterable[Problem]) -> News:

@@ -83,6 +83,12 @@ class Problem:
         """What makes two reports' problems the same one, however its message has changed."""
         return self.kind, self.volume or "", self.action or self.about
 
+    @property
+    def text(self) -> str:
+        """The message, behind the volume and the job that it is about."""
+        where = " ".join(filter(None, (self.volume, self.action))) if self.volume else ""
+        return f"{where}: {self.message}" if where else self.message
+
 
 class Copy(NamedTuple):
     """What another host has of a volume, by its newest marker here."""
@@ -151,6 +157,15 @@ class Holdings:
                 for copy in self.copies
             ],
         }
+
+
+def hosts_of(snapshots: Iterable[Snapshot]) -> dict[SnapshotName, list[str]]:
+    """The other hosts that have each snapshot, sorted, by the markers among them."""
+    hosts: dict[SnapshotName, list[str]] = {}
+    for snapshot in snapshots:
+        if snapshot.name.host is not None:
+            hosts.setdefault(snapshot.name.snapshot, []).append(snapshot.name.host)
+    return {name: sorted(found) for name, found in hosts.items()}
 
 
 class VolumeStatus(NamedTuple):

@@ -19,6 +19,7 @@ from buttervolume.report.status import (
     Report,
     State,
     VolumeStatus,
+    hosts_of,
 )
 from buttervolume.system.space import Space
 from buttervolume.web import bars, timeline
@@ -296,10 +297,7 @@ def _transfer(transfer: Transfer) -> Context:
 
 def _snapshots(holdings: Holdings, outlook: Outlook | None, now: datetime) -> list[Context]:
     """The snapshots in words, the newest first: what the timeline shows, for everybody."""
-    hosts: dict[object, list[str]] = {}
-    for each in holdings.snapshots:
-        if each.name.host is not None:
-            hosts.setdefault(each.name.snapshot, []).append(each.name.host)
+    hosts = hosts_of(holdings.snapshots)
     verdicts = {} if outlook is None else {v.name: v for v in outlook.forecast.verdicts}
     ends = {} if outlook is None else outlook.forecast.ends
     rows = []
@@ -312,7 +310,7 @@ def _snapshots(holdings: Holdings, outlook: Outlook | None, now: datetime) -> li
             {
                 "name": str(each.name),
                 "age": "unknown" if each.taken is None else human.age(each.taken, now),
-                "hosts": sorted(hosts.get(each.name, [])),
+                "hosts": hosts.get(each.name, []),
                 "doomed": verdict is not None and not verdict.keep,
                 "end": None if end is None else human.until(end, now).removeprefix("in "),
                 "why": None if verdict is None else verdict.reason,
