@@ -66,8 +66,6 @@ ARENAS = 2
 ever needed at once: with 25 threads, memory grows for hours."""
 LAST_WRITE = 0.5
 """Seconds for what the history has still to write, however long the rest took."""
-
-
 PAGE_EVERY = 5.0
 """Seconds between two tries to have the address of the page."""
 
@@ -83,9 +81,6 @@ def run(config: Config, now: Callable[[], datetime] = lambda: datetime.now(UTC))
 
 
 def _serve(config: Config, now: Callable[[], datetime]) -> None:
-    def local_now() -> datetime:
-        return datetime.fromtimestamp(now().timestamp())  # noqa: DTZ006 - as snapshots are named
-
     log = logging.getLogger(__name__)
     warnings = (*config.warnings, *misplaced(config, Path.home() / ".ssh"))
     for warning in warnings:
@@ -96,73 +91,11 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
     with ExitStack() as stack:
         stack.enter_context(lock(config.volumes_path / names.LOCK_NAME))
         if not note(config):
-            threading.Thread(target=_note_later, args=(config,), name="note", daemon=True).start()
+            _in_background("note", _note_later, config)
         stack.enter_context(lock(Path(f"{config.socket}.lock")))
         volumes = Volumes(config.volumes_path)
         leftovers = volumes.leftovers()
-        catalog = Catalog(
-            config.snapshots_path, config.dtformat, volumes.check_available, local_now
-        )
-        snapshots = Snapshots(catalog, volumes, local_now)
-        removed = Removed(volumes, config.dtformat, config.keep_removed, config.min_free, local_now)
-        transfers = Transfers()
-        replication = Replication(
-            volumes,
-            catalog,
-            snapshots,
-            port=config.ssh_port,
-            node=config.node,
-            transfers=transfers,
-            min_free=config.min_free,
-            now=local_now,
-        )
-        contents = Contents(volumes, catalog, snapshots)
-        connector = Connector(config.ssh_port, config.node)
-        member = Member(config.node, volumes, catalog, snapshots, config.follow_path)
-        acquirer = Acquirer(member, connector, replication.receive)
-        rounds = _rounds(member, connector, catalog, replication, local_now)
-        following = Following(member, acquirer, rounds, transfers, config.peers)
-        schedule = Schedule(config.schedule)
-        history = History(config.history, now)
-        tools = Tools(snapshots, replication, transfers, following.check_owner, following.owning)
-        scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer, now)
-        observer = Observer(
-            volumes,
-            catalog,
-            schedule,
-            scheduler,
-            transfers,
-            rounds,
-            snapshots.in_transfer.held,
-            timer=config.timer,
-            min_free=config.min_free,
-            now=now,
-        )
-        apprise = Apprise(config.notify)
-        services = Services(
-            volumes=volumes,
-            catalog=catalog,
-            snapshots=snapshots,
-            removed=removed,
-            contents=contents,
-            transfers=transfers,
-            replication=replication,
-            following=following,
-            decisions=Decisions(following, connector, contents, snapshots),
-            schedule=schedule,
-            scheduler=scheduler,
-            observer=observer,
-            meter=Meter(volumes, catalog),
-            doctor=Doctor(volumes, catalog, observer, warnings, config.ssh_port),
-            notifier=Notifier(
-                observer.report,
-                apprise.each(),
-                config.node,
-                config.history.with_name("notices.json"),
-            ),
-            history=history,
-            now=now,
-        )
+        services = _put_together(config, volumes, warnings, now)
         endpoints = (
             *driver.ENDPOINTS,
             *management.ENDPOINTS,
@@ -172,22 +105,16 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         listener = stack.enter_context(listen(config.socket))
         page = None if config.web is None else _listen_for_page(config.web, stack)
         server.start(listener)
-        following.rounds.start()
-        scheduler.start(history.start(Path(f"{config.schedule}.state.json")))
-        tidying = threading.Thread(
-            target=_tidy,
-            args=(volumes, catalog, leftovers, removed, config.timer),
-            name="tidy",
-            daemon=True,
-        )
-        tidying.start()
-        threading.Thread(target=_collect, name="collect", daemon=True).start()
+        services.following.rounds.start()
+        old_state = Path(f"{config.schedule}.state.json")
+        services.scheduler.start(services.history.start(old_state))
+        _in_background("tidy", _tidy, services, leftovers, config.timer)
+        _in_background("collect", _collect)
         if page is not None:
             _serve_page(config, services, page)
         elif config.web is not None and config.web.path is None:
-            waiting = (config, services, config.web)
-            threading.Thread(target=_wait_for_page, args=waiting, name="page", daemon=True).start()
-        if config.notify and (problem := apprise.check()):
+            _in_background("page", _wait_for_page, config, services, config.web)
+        if config.notify and (problem := Apprise(config.notify).check()):
             log.warning("%s", problem)
         elif config.notify:
             services.notifier.start()
@@ -196,12 +123,86 @@ def _serve(config: Config, now: Callable[[], datetime]) -> None:
         log.info("stopping: %s", signal.Signals(os.read(signals, 1)[0]).name)
         notify(os.environ, "STOPPING=1")
         config.socket.unlink(missing_ok=True)
-        transfers.close()
-        replication.close()
+        services.transfers.close()
+        services.replication.close()
         deadline = time.monotonic() + PATIENCE
-        scheduler.stop(deadline)
+        services.scheduler.stop(deadline)
         server.stop(deadline)
-        history.stop(max(deadline, time.monotonic() + LAST_WRITE))
+        services.history.stop(max(deadline, time.monotonic() + LAST_WRITE))
+
+
+def _in_background(name: str, work: Callable[..., None], *arguments: object) -> None:
+    """Do something in a thread that nobody waits for."""
+    threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+
+
+def _put_together(
+    config: Config, volumes: Volumes, warnings: Sequence[str], now: Callable[[], datetime]
+) -> Services:
+    """All the parts; none of them has begun to do anything."""
+
+    def local_now() -> datetime:
+        return datetime.fromtimestamp(now().timestamp())  # noqa: DTZ006 - as snapshots are named
+
+    catalog = Catalog(config.snapshots_path, config.dtformat, volumes.check_available, local_now)
+    snapshots = Snapshots(catalog, volumes, local_now)
+    transfers = Transfers()
+    replication = Replication(
+        volumes,
+        catalog,
+        snapshots,
+        port=config.ssh_port,
+        node=config.node,
+        transfers=transfers,
+        min_free=config.min_free,
+        now=local_now,
+    )
+    contents = Contents(volumes, catalog, snapshots)
+    connector = Connector(config.ssh_port, config.node)
+    member = Member(config.node, volumes, catalog, snapshots, config.follow_path)
+    acquirer = Acquirer(member, connector, replication.receive)
+    rounds = _rounds(member, connector, catalog, replication, local_now)
+    following = Following(member, acquirer, rounds, transfers, config.peers)
+    schedule = Schedule(config.schedule)
+    history = History(config.history, now)
+    tools = Tools(snapshots, replication, transfers, following.check_owner, following.owning)
+    scheduler = Scheduler(schedule, tools, history, volumes.names, config.timer, now)
+    observer = Observer(
+        volumes,
+        catalog,
+        schedule,
+        scheduler,
+        transfers,
+        rounds,
+        snapshots.in_transfer.held,
+        timer=config.timer,
+        min_free=config.min_free,
+        now=now,
+    )
+    return Services(
+        volumes=volumes,
+        catalog=catalog,
+        snapshots=snapshots,
+        removed=Removed(volumes, config.dtformat, config.keep_removed, config.min_free, local_now),
+        contents=contents,
+        transfers=transfers,
+        replication=replication,
+        following=following,
+        decisions=Decisions(following, connector, contents, snapshots),
+        schedule=schedule,
+        scheduler=scheduler,
+        observer=observer,
+        meter=Meter(volumes, catalog),
+        doctor=Doctor(volumes, catalog, observer, warnings, config.ssh_port),
+        notifier=Notifier(
+            observer.report,
+            Apprise(config.notify).each(),
+            config.node,
+            config.history.with_name("notices.json"),
+        ),
+        history=history,
+        now=now,
+    )
 
 
 def _rounds(
@@ -277,16 +278,14 @@ def settle_process() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _tidy(
-    volumes: Volumes, catalog: Catalog, leftovers: Sequence[str], removed: Removed, timer: int
-) -> None:
+def _tidy(services: Services, leftovers: Sequence[str], timer: int) -> None:
     """What is to be set right and looked at after a start, and may take long; then, for good, what
     becomes of removed volumes."""
     try:
-        volumes.sweep(leftovers)
-        volumes.forget_origins()
-        catalog.read_ahead()
-        for identity, shared in catalog.sharing_identity().items():
+        services.volumes.sweep(leftovers)
+        services.volumes.forget_origins()
+        services.catalog.read_ahead()
+        for identity, shared in services.catalog.sharing_identity().items():
             logging.getLogger(__name__).warning(
                 "%s have one Received UUID, %s, so that none can be a parent of a send: purge them "
                 "in time", enumerated(shared), identity,
@@ -294,7 +293,7 @@ def _tidy(
     except (OSError, OperationFailed) as error:  # the directory has gone, which every call tells
         logging.getLogger(__name__).error("cannot tidy up after the start: %s", error)
     while True:
-        removed.expire()
+        services.removed.expire()
         time.sleep(timer)
 
 
