@@ -6,6 +6,7 @@ Every class carries its data and words its own message; `str(error)` is that mes
 
 import os
 import shlex
+import signal
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -42,7 +43,7 @@ class PipelineFailed(ButtervolumeError):
     that died of SIGPIPE only lost the other."""
 
     def __init__(self, failures: Sequence[CommandFailed]) -> None:
-        self.failures = tuple(sorted(failures, key=lambda failure: failure.status == -13))
+        self.failures = tuple(sorted(failures, key=lambda each: each.status == -signal.SIGPIPE))
         super().__init__("; ".join(map(str, self.failures)))
 
 

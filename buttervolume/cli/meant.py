@@ -9,16 +9,12 @@ import shlex
 from collections.abc import Callable, Sequence
 
 _PATTERN = re.compile(r"[0-9]+[a-z](/[0-9]+)?(:[0-9]+[a-z](/[0-9]+)?)*")
-_ACTION = re.compile(r"snapshot|(purge|replicate|mirror|receive|synchronize):.+")
+_WITH_WORDS = ("purge", "replicate", "mirror", "receive", "synchronize")
+"""Actions that say more behind a colon."""
+_ACTION = re.compile(rf"snapshot|({'|'.join(_WITH_WORDS)}):.+")
 _TIMER = re.compile(r"[0-9]+|delete|pause|resume|now|\S+( \S+){4}")
-
-
 _DATE = re.compile(r"latest|[0-9]{4}-[0-9]{2}.*")
 """What stands behind the @ in the name of a snapshot, at least with the DTFORMAT by default."""
-
-
-_WITH_WORDS = ("purge", "replicate", "mirror", "receive", "synchronize")
-
 
 _LIST = "'volumes' lists the volumes, 'snapshots' the snapshots, 'scheduled' the jobs"
 _MAKE = "Docker makes volumes: docker volume create -d btrfs <name>"

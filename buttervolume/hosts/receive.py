@@ -94,7 +94,7 @@ class Receiver:
             try:
                 return self._receive(volume, wanted, host, transfer, may_be_changes=True)
             except NoSuchParent:
-                self._log.info("%s: %s; receiving in full", name, "no parent here is for sure")
+                self._log.info("%s: no parent here is for sure; receiving in full", name)
                 return self._receive(volume, wanted, host, transfer, may_be_changes=False)
 
     def _receive(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Session:
             with Process(argv, stdout=self._outlet) as source:
                 source.wait(flow, self._limit, source.written)
                 failure = source.failure()
-            if failure and failure.status != -13:  # it only lost the other end
+            if failure and failure.status != -signal.SIGPIPE:  # it only lost the other end
                 raise failure
             said = self._answer(flow)
             if said["received"] != str(origin.name) or said["parent"] not in parents:

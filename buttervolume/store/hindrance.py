@@ -11,7 +11,7 @@ from buttervolume.system import btrfs, mounts
 
 def explain(error: CommandFailed | OSError, volume: Path) -> str | CommandFailed | OSError:
     """Why something cannot be done with a volume, if more can be said than the kernel says."""
-    denied = f"{os.strerror(errno.EPERM)}|{os.strerror(errno.ETXTBSY)}".split("|")
+    denied = (os.strerror(errno.EPERM), os.strerror(errno.ETXTBSY))
     if not any(words in str(error) for words in denied):
         return error
     try:
