@@ -11,7 +11,7 @@ library in C computes at several times the speed of a disk, and out again.
 
 One thing a stream cannot be asked: whether a path leads over a symbolic link that it has made
 itself, or to a device. That nothing is followed or opened is up to the mount that it is received on
-(see `confine`).
+(see `namespace`).
 """
 
 import re

@@ -28,12 +28,12 @@ class Transfer:
 
     number: int
     operation: str
-    """`send` or `sync`."""
+    """`send`, `receive` or `sync`."""
     volume: str
     snapshot: str
     host: str
     parent: str | None = None
-    """The snapshot that both hosts have, of an incremental send."""
+    """The snapshot that both hosts have, where only the changes since then travel."""
     ticket: str | None = None
     """A name for it that its caller chose before it began."""
     phase: str = "connecting"

@@ -1,7 +1,6 @@
 """The doctor: what goes wrong in practice, looked for, with what to do about it.
 
-What was found is judged by pure functions; the two classes here, for this host and for another one,
-only look.
+What was found is judged by pure functions; the class here, for this host and others, only looks.
 """
 
 import json

@@ -215,7 +215,7 @@ class Client:
             connection.close()
 
     def post(self, endpoint: str, **body: object) -> Answer:
-        """Send a JSON object; `Name_` stands for no key but the endpoint's own are used."""
+        """Send a JSON object with these keys to an endpoint of the driver."""
         return self.request(f"VolumeDriver.{endpoint}", json.dumps(body).encode())
 
     def call(self, endpoint: str, **body: object) -> dict[str, Any]:

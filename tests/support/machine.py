@@ -374,7 +374,7 @@ class Daemon:
         return self.stdout() + self.stderr()
 
     def stop(self, signal: int = signal.SIGTERM) -> int:
-        """Send the signal and return the exit status, which must come within 10 seconds."""
+        """Send the signal and return the exit status, which must come within a minute."""
         self.process.send_signal(signal)
         return self.process.wait(60)
 
