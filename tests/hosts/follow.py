@@ -120,8 +120,8 @@ class Container:
 
     def kill(self) -> None:
         """End it, and tell nobody."""
-        self.process.kill_group()
         pid = self.process.inner_pid() if self.process.poll() is None else None
+        self.process.kill_group()
         wait_until(lambda: pid is None or not Path(f"/proc/{pid}").exists(), LONG, "it to end")
 
     def stop(self) -> None:
