@@ -145,12 +145,10 @@ class Snapshots:
             self._provisional.add(name)
         try:
             missing = what_is_left_out(source)
-            if backup:
+            if backup or fork:
+                call = attributes.call_backup if backup else attributes.call_fork
                 with btrfs.opened(source) as root, root.writable(), quota.unlimited(root):
-                    attributes.call_backup(root, name)
-            if fork:
-                with btrfs.opened(source) as root, root.writable():
-                    attributes.call_fork(root, name)
+                    call(root, name)
             with self._numbered(source):
                 btrfs.snapshot(source, self._catalog.path / name, readonly=True)
         except (CommandFailed, OSError, ValueError) as error:
@@ -170,7 +168,7 @@ class Snapshots:
             lock = os.open(self._catalog.path / _NUMBERS, flags, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                with root.writable():
+                with root.writable(), quota.unlimited(root):
                     attributes.count_snapshot(root)
                 yield
             finally:

@@ -386,6 +386,21 @@ def test_a_full_volume_can_be_copied_restored_and_had_back(
     store.volumes.remove("back")
 
 
+def test_a_full_volume_that_follows_its_service_can_be_snapshotted(limited: Store) -> None:
+    path = make(limited, "db", size="20M")
+    os.setxattr(path, "trusted.buttervolume.follow", b'{"seq":1}')
+    fill(path)
+
+    taken = limited.snapshots.take("db").name
+    with limited.volumes.mutexes.hold("db"):
+        fork = limited.snapshots.take_held("db", fork=True).name
+
+    held = {name: attribute(limited.place.snapshots / name, "follow") for name in (taken, fork)}
+    assert held == {taken: '{"seq":2}', fork: '{"seq":3}'}
+    assert limited.catalog.forks("db") == (fork,)
+    assert not fits(path, 5 << 20)
+
+
 def fill(path: Path) -> None:
     """Write until nothing more can be written, not even a name."""
     with suppress(OSError), (path / "large").open("wb", buffering=0) as file:
