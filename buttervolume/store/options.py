@@ -47,7 +47,6 @@ class Option:
     """Of `Options`."""
     convert: Callable[[str], object]
     """Raises ValueError with the values that are possible."""
-    meaning: str
 
 
 def _one_of(values: Mapping[str, object]) -> Callable[[str], object]:
@@ -94,14 +93,14 @@ def _mode(text: str) -> int:
 
 
 OPTIONS = (
-    Option("copyonwrite", "copy_on_write", _one_of(_COPYONWRITE), "new files by copy-on-write"),
-    Option("compression", "compression", _one_of(_COMPRESSION), "new files are compressed"),
-    Option("from", "source", _source, "a copy of a volume or snapshot"),
-    Option("keep", "keep", _age, "how long it can be had back once it is removed"),
-    Option("size", "size", _size, "how much it may hold"),
-    Option("uid", "uid", _number, "the owner of its root"),
-    Option("gid", "gid", _number, "the group of its root"),
-    Option("mode", "mode", _mode, "the mode of its root"),
+    Option("copyonwrite", "copy_on_write", _one_of(_COPYONWRITE)),
+    Option("compression", "compression", _one_of(_COMPRESSION)),
+    Option("from", "source", _source),
+    Option("keep", "keep", _age),
+    Option("size", "size", _size),
+    Option("uid", "uid", _number),
+    Option("gid", "gid", _number),
+    Option("mode", "mode", _mode),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
