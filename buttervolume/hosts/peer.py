@@ -176,6 +176,11 @@ class Peer:
         except (KeyError, TypeError, ValueError) as error:
             self._complain(PeerGone(f"the request cannot be understood: {error!r}"))
             return False
+        except OSError as error:
+            if self._is_streaming or isinstance(error, BrokenPipeError):
+                raise
+            self._complain(OperationFailed("do what was asked", error))
+            return verb != "receive"
         self._say(answer or {})
         if verb == "look":
             _get_ready()

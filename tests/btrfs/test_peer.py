@@ -259,6 +259,25 @@ def test_a_daemon_notes_later_what_it_could_not_note_on_a_full_disk(
     assert "cannot note where followed volumes are remembered" in daemon.stderr()
 
 
+def test_a_name_beside_which_nothing_can_be_looked_up_is_an_error_in_words(
+    place: Place, snapshots: Path
+) -> None:
+    """What is remembered of a volume is in a file of its name, and a few letters more."""
+    (place.volumes / LOCK_NAME).touch()
+    (place.directory / "follow").mkdir()
+    attributes.set_records(place.volumes / LOCK_NAME, str(place.directory / "follow"))
+    talk = Talk(place, PUSH)
+    talk.say(do="hello", node="alpha")
+    talk.say(do="receive", name=f"{'v' * 252}@x", uuid=str(uuid4()), ctransid=1)
+    talk.hang_up()
+
+    _, answer = talk.answers()
+
+    assert answer["error"]
+    assert talk.ended_well is False
+    assert entries(snapshots) == [ONE]
+
+
 def test_what_says_who_goes_on_with_a_followed_volume_takes_its_own_role(
     place: Place, snapshots: Path
 ) -> None:
