@@ -106,6 +106,16 @@ class Copy(Enum):
     FOREIGN = "foreign"
 
 
+class Standing(Enum):
+    """How a history here stands to the one there."""
+
+    SAME = "same"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    DIVERGED = "diverged"
+    UNRELATED = "unrelated"
+
+
 def judge_copy(origin: Facts, copy: Facts | None) -> Copy:
     """What a subvolume means that has the name of a snapshot of ours.
 
@@ -248,6 +258,21 @@ def buried(here: Side, there: Side, volume: str, now: datetime) -> Facts | None:
         return None
     known = any(facts.received_uuid == tip.uuid for facts in here.snapshots)
     return None if known and not tip.was_changed else tip
+
+
+def compare(here: Side, there: Side, volume: str, now: datetime) -> Standing:
+    """How the history of a volume here stands to the one there."""
+    ours, theirs = newest(here, volume, now), newest(there, volume, now)
+    if ours is None or theirs is None:
+        return Standing.UNRELATED
+    if _is_known(ours, [theirs]):
+        return Standing.SAME
+    if _is_known(theirs, here.of_volume(volume)):
+        return Standing.AHEAD
+    if _is_known(ours, there.of_volume(volume)):
+        return Standing.BEHIND
+    common = any(_is_known(one, there.of_volume(volume)) for one in here.of_volume(volume))
+    return Standing.DIVERGED if common else Standing.UNRELATED
 
 
 def _is_known(one: Facts, others: Collection[Facts]) -> bool:

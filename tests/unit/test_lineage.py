@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buttervolume.hosts import lineage
-from buttervolume.hosts.lineage import Copy, Facts, Side
+from buttervolume.hosts.lineage import Copy, Facts, Side, Standing
 from buttervolume.names import SnapshotName, parse_snapshot
 
 START = datetime(2026, 11, 26, 12)
@@ -460,6 +460,23 @@ def test_only_what_was_made_there_and_never_came_here_would_be_buried() -> None:
     changed = replace(from_elsewhere, settled=True, receive_transid=8, ctransid=9)
     assert buried(Side((ours,)), Side((changed,))) == changed
     assert buried(Side(()), Side((copy_of(ours),))) is None
+
+
+def test_how_two_histories_stand() -> None:
+    def compare(here: list[Facts], there: list[Facts]) -> Standing:
+        return lineage.compare(Side(tuple(here)), Side(tuple(there)), "db", LATER)
+
+    first = facts()
+    second = facts("db@2026-11-26T13:00:00", uuid=UUID(int=3), otransid=60, ctransid=60)
+    theirs = facts("db@2026-11-26T13:30:00", uuid=UUID(int=30), parent_uuid=UUID(int=2))
+    copy = copy_of(first)
+
+    assert compare([first], [copy]) is Standing.SAME
+    assert compare([first, second], [copy]) is Standing.AHEAD
+    assert compare([first], [copy, theirs]) is Standing.BEHIND
+    assert compare([first, second], [copy, theirs]) is Standing.DIVERGED
+    assert compare([second], [theirs]) is Standing.UNRELATED
+    assert compare([second], []) is Standing.UNRELATED
 
 
 def test_a_mirror_lacks_what_is_newer_than_the_newest_that_both_have() -> None:
