@@ -1,5 +1,6 @@
 """Snapshots: read-only subvolumes of one directory, named after a volume and a moment."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -146,7 +147,7 @@ class Snapshots:
         try:
             missing = what_is_left_out(source)
             if backup or fork:
-                call = attributes.call_backup if backup else attributes.call_fork
+                call = _mark_backup if backup else attributes.call_fork
                 with btrfs.opened(source) as root, root.writable(), quota.unlimited(root):
                     call(root, name)
             with self._numbered(source):
@@ -326,6 +327,20 @@ def _deleted_as_protected(path: Path) -> bool:
         nested.delete_tree(path)
     except (CommandFailed, OSError):
         return False
+def _mark_backup(root: btrfs.Directory, name: str) -> None:
+    """Mark the backup of a restore, as far as there is room: BTRFS puts attributes whose names have
+    one hash into one place, which a container can fill. If the disk is full, the snapshot tells."""
+    try:
+        attributes.call_backup(root, name)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        logging.getLogger(__name__).warning(
+            "%s cannot be marked as the backup of a restore, so it may pass for the latest: %s",
+            name, error.strerror,
+        )  # fmt: skip
+
+
     return True
 
 

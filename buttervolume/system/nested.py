@@ -142,16 +142,29 @@ def _delete_nested(root: Directory, deadline: float = math.inf) -> None:
             try:
                 _delete_one(root, nested)
             except OSError as error:
-                if error.errno != errno.EROFS:
+                if error.errno not in (errno.EROFS, errno.EPERM):
                     raise
-                with _reached(root, nested.parent, ROOT_INODE) as parent:
-                    parent.set_readonly(False)
+                _let_go(root, nested)
                 _delete_one(root, nested)
         except FileNotFoundError:
             continue  # somebody else has deleted it
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:  # else one was made in it meanwhile
                 raise
+
+
+def _let_go(root: Directory, nested: Nested) -> None:
+    """Let a nested subvolume be deleted that lies in a read-only one, or is immutable itself or in
+    an immutable directory (chattr(1))."""
+    with _reached(root, nested.parent, ROOT_INODE) as parent:
+        parent.set_readonly(False)
+        with _reached(root, nested.parent, nested.directory) as directory:
+            if directory.is_protected():
+                directory.unprotect()
+    with _reached(root, nested.tree, ROOT_INODE) as inner:
+        if inner.is_protected():
+            inner.set_readonly(False)
+            inner.unprotect()
 
 
 def _delete_one(root: Directory, nested: Nested) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -176,6 +176,28 @@ def test_however_many_attributes_a_container_adds_everything_works(
 
     assert store.volumes.list() == []
     assert store.place.own_names() == []
+
+
+SAME_HASH = b"user.00000000\x93d\xf4\xa1"
+"""A name with the same hash as `trusted.buttervolume.kind`, by the CRC32C that BTRFS takes."""
+
+
+def test_an_attribute_in_the_place_of_ours_keeps_no_volume_from_being_restored(
+    store: Store, volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = store.snapshots.take("evil").name
+    (volume / "file").write_text("new")
+    for size in range(16384, 0, -1):  # the largest that there is room for
+        with suppress(OSError):
+            os.setxattr(os.fsencode(volume), SAME_HASH, bytes(size))
+            break
+
+    restored = store.contents.restore(before)
+
+    assert (volume / "file").read_text() == "x"
+    assert restored.backup
+    assert (store.place.snapshots / restored.backup / "file").read_text() == "new"
+    assert "cannot be marked as the backup of a restore" in caplog.text
 
 
 def test_a_warning_names_some_and_counts_the_rest(store: Store, volume: Path) -> None:
@@ -496,6 +518,33 @@ def test_a_snapshot_of_an_immutable_volume_can_be_removed(store: Store, volume: 
     store.volumes.remove("copy")
 
     assert not {*backups} & {*entries(store.place.snapshots)}
+
+
+@pytest.mark.parametrize("what", ["d/name", "d", "name", "d/name/inner"])
+@pytest.mark.parametrize("operation", ["remove", "restore", "sweep"])
+def test_what_is_immutable_in_a_volume_is_no_reason_to_keep_it(
+    store: Store, volume: Path, what: str, operation: str
+) -> None:
+    """Given a subvolume nested in a volume that is immutable, itself or its directory, when the
+    volume is removed or replaced, then nothing of it is left."""
+    snapshot = store.snapshots.take("evil").name
+    (volume / "d").mkdir()
+    for name in ("name", "d/name", "d/name/inner"):
+        subvolume(volume / name)
+    for flag, each in (("+i", volume / what), ("+a", volume / "d")):
+        subprocess.run(["chattr", flag, each], check=True)
+    btrfs("property", "set", "-ts", volume / "d/name", "ro", "true")
+    if operation == "remove":
+        store.volumes.remove("evil")
+    elif operation == "restore":
+        store.contents.restore(snapshot, force=True)
+        assert nested_in(volume) == []
+    else:
+        volume.rename(store.place.volumes / ".buttervolume-restore-1")
+        store.volumes.sweep(store.volumes.leftovers())
+
+    assert store.place.own_names() == []
+    assert volume.exists() == (operation == "restore")
 
 
 def test_a_purge_deletes_the_snapshots_of_an_immutable_volume(store: Store, volume: Path) -> None:
