@@ -35,7 +35,7 @@ from buttervolume.store.catalog import Catalog
 from buttervolume.store.contents import copy as copy_subvolume
 from buttervolume.store.snapshots import Snapshots, left_out
 from buttervolume.store.volumes import Volumes
-from buttervolume.system import btrfs, files, inodes, mounts
+from buttervolume.system import btrfs, files, inodes, mounts, quota
 from buttervolume.system.locks import lock_file, share_file
 from buttervolume.words import enumerated
 
@@ -61,7 +61,7 @@ def charter_of(path: Path) -> Charter | None:
 
 def set_charter(path: Path, charter: Charter) -> None:
     """Give a volume a charter, in one step. OSError."""
-    with btrfs.opened(path) as root:
+    with btrfs.opened(path) as root, quota.unlimited(root):
         os.setxattr(root.descriptor, _ATTRIBUTE, charter.dump())
 
 

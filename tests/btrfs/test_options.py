@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from buttervolume.errors import (
     OperationFailed,
     QuotasOff,
 )
+from buttervolume.follow.charter import Charter
+from buttervolume.follow.machine import Epoch, How
+from buttervolume.follow.member import Member
 from buttervolume.jobs.options import split_jobs
 from buttervolume.store.options import OPTIONS, Options, parse_options
 from buttervolume.store.removed import Removed
@@ -399,6 +403,26 @@ def test_a_full_volume_that_follows_its_service_can_be_snapshotted(limited: Stor
     assert held == {taken: '{"seq":2}', fork: '{"seq":3}'}
     assert limited.catalog.forks("db") == (fork,)
     assert not fits(path, 5 << 20)
+
+
+def test_a_full_volume_that_follows_its_service_changes_hands(
+    limited: Store, tmp_path: Path
+) -> None:
+    store = limited
+    path = make(store, "db", size="20M")
+    member = Member("ann", store.volumes, store.catalog, store.snapshots, tmp_path / "follow")
+    terms = Charter(("ann", "bob"))
+    member.found("db", terms)
+    fill(path)
+
+    line = (Epoch("abcd", "ann", None, How.FIRST),)
+    member.publish("db", line, None, terms)
+    member.change("db", replace(member.charter("db") or terms, every=7))
+    copy = member.copy("db")
+
+    assert copy.version.line == line
+    assert member.charter("db") == replace(terms, every=7, line=line, seq=copy.version.seq)
+    assert not fits(path, 40 << 20), "it has its limit as before"
 
 
 def fill(path: Path) -> None:
