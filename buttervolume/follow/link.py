@@ -176,7 +176,11 @@ class Remote:
 
     def busy(self) -> str:
         """Ask what is on its way from there, or to there."""
-        return str(self._ask("busy")["busy"])[:1000]
+        said = self._ask("busy")
+        try:
+            return str(said["busy"])[:1000]
+        except KeyError as error:
+            raise self._nonsense(error) from error
 
     def drop(self) -> None:
         """Have the member delete the volume."""

@@ -19,6 +19,9 @@ from buttervolume.hosts.ssh import Connection
 from buttervolume.names import SnapshotName
 from buttervolume.system.command import Flow
 
+_SHOWN_AT_ONCE = 250
+"""Names for one script: with all that it does it is one argument, which has 128 KiB at the most
+(MAX_ARG_STRLEN in execve(2))."""
 RECEIVED = "received"
 """What the other host says, on a line of its own, when it has all bytes of a stream."""
 
@@ -237,10 +240,10 @@ class Remote:
     def examine(self, side: Side, doubtful: Iterable[SnapshotName], flow: Flow) -> Side:
         """What a look has shown, with all that can be found out of some snapshots."""
         wanted = [str(name) for name in doubtful]
-        if not wanted:
-            return side
-        output = self._run(flow, _SHOW, *wanted)
-        shown = parse_shows(output)
+        shown: dict[str, dict[str, str]] = {}
+        for start in range(0, len(wanted), _SHOWN_AT_ONCE):
+            output = self._run(flow, _SHOW, *wanted[start : start + _SHOWN_AT_ONCE])
+            shown |= parse_shows(output)
         return examined(side, shown)
 
     def receive_argv(

@@ -15,6 +15,8 @@ from buttervolume.system.command import Flow
 
 LONGEST_LINE = 16 << 20
 """Bytes: the answer to a look at 50,000 snapshots fits."""
+_MOST_VALUES = 800_000
+"""Values in a line, as many as that answer has: of a few bytes each, 16 MiB would become 400."""
 _BUFFER = 2 * LONGEST_COMMAND
 _READ = 128 << 10
 """Bytes that are read at a time: of more, a part would have left the processor's cache before it
@@ -45,6 +47,8 @@ class Inlet:
         line = self.line(limit, flow, longest)
         if not line:
             return None
+        if sum(map(line.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise PeerGone("the other side said too many things in a line")
         try:
             said = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -389,9 +389,10 @@ def _knock(address: str, port: int) -> Iterator[Finding]:
     """Whether a name resolves, and somebody listens there."""
     try:
         places = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a part that is empty or too long
         advice = "name it in /etc/hosts or DNS, or set HostName in the ssh configuration"
-        yield bad("name", f"{address} does not resolve: {error.strerror}", advice)
+        reason = error.strerror if isinstance(error, OSError) else "no name is like that"
+        yield bad("name", f"{address} does not resolve: {reason}", advice)
         return
     yield good("name", f"{address} is {places[0][4][0]}")
     problem = ""

@@ -61,6 +61,13 @@ def test_a_name_that_does_not_resolve(alpha: Host) -> None:
     assert bad(found) == ["name"]
 
 
+@pytest.mark.parametrize("name", ["a..b", "x" * 70])
+def test_a_name_that_no_resolver_takes(alpha: Host, name: str) -> None:
+    found = findings(alpha, name)
+
+    assert bad(found) == ["name"]
+
+
 def test_a_port_that_nobody_listens_on(alpha: Host) -> None:
     with alpha.ssh_config("Host closed\n  HostName 127.0.0.1\n"):
         found = findings(alpha, "closed")

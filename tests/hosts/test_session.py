@@ -142,6 +142,8 @@ LIARS = {
     f' echo \'{{"snapshots": [{NUMBERED}], "strangers": [], "bound": false}}\'; sleep 30',
     "strangers that are numbers": f"echo '{GREETING}';"
     ' echo \'{"snapshots": [], "strangers": [7], "bound": false}\'; sleep 30',
+    "small things by the million": f"echo '{GREETING}'; printf '{{\"snapshots\": [';"
+    " yes '[],' | head -c 16000000 | tr -d '\\n'; echo '[]]}'; sleep 30",
     "no object": f"echo '{GREETING}'; echo '[]'; sleep 30",
     "deep object": f"echo '{GREETING}'; head -c 900000 /dev/zero | tr '\\0' '['; echo; sleep 30",
     "error of wrong types": f"echo '{GREETING}'; echo '{{\"error\": {{}}, \"code\": []}}';"

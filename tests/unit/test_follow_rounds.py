@@ -4,11 +4,14 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from buttervolume.errors import OperationFailed
+from buttervolume.errors import HostFailed, OperationFailed
 from buttervolume.follow.charter import Charter, Report
+from buttervolume.follow.link import Remote
 from buttervolume.follow.machine import Role, Standing
 from buttervolume.follow.member import Member
 from buttervolume.follow.rounds import Rounds
+from buttervolume.hosts.session import Session
+from buttervolume.system.command import Flow
 from tests.support.wait import wait_until
 
 CHARTER = Charter(("alpha", "beta"))
@@ -45,3 +48,11 @@ def test_one_that_cannot_be_read_keeps_no_other_from_its_round_nor_from_being_se
     assert [view.volume for view in views] == ["good"]
     assert list(unseen) == ["bad"]
     assert sorted(looked_at) == ["bad", "bad", "good", "good"], "by the views"
+
+
+def test_a_member_that_does_not_say_what_is_on_its_way_has_failed() -> None:
+    session = create_autospec(Session, instance=True)
+    session.follow.return_value = {"locked": True}
+
+    with pytest.raises(HostFailed, match="nonsense"):
+        Remote("beta", "db", session, Flow()).busy()

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -9,9 +10,23 @@ import pytest
 
 from buttervolume.errors import CommandFailed
 from buttervolume.hosts.lineage import Copy, Facts, Side, judge_copy
-from buttervolume.hosts.remote import Look, examined, parse_look, parse_shows, stream_version
-from buttervolume.hosts.ssh import CONNECTION_FAILED, command_for, explain, remote_command
+from buttervolume.hosts.remote import (
+    Look,
+    Remote,
+    examined,
+    parse_look,
+    parse_shows,
+    stream_version,
+)
+from buttervolume.hosts.ssh import (
+    CONNECTION_FAILED,
+    Connection,
+    command_for,
+    explain,
+    remote_command,
+)
 from buttervolume.names import SnapshotName, parse_snapshot
+from buttervolume.system.command import Flow
 
 OURS = UUID("ca4fd36f-bb92-f242-b472-619b0d3c6550")
 ANOTHER = UUID("fd8c02b6-f05b-ce45-b4fb-bf46262ca6bd")
@@ -165,6 +180,28 @@ def test_two_of_one_name_are_doubtful_until_they_are_looked_at() -> None:
     side = examined(found.side, {str(name): parse_shows(f"show: x\n{shown}")["x"]})
     assert side.of(name) is None
     assert ANOTHER in side.strangers
+
+
+def test_however_many_are_doubtful_no_command_is_longer_than_the_kernel_lets_it_be() -> None:
+    asked: list[str] = []
+
+    class Lines(Connection):
+        def __init__(self) -> None:
+            pass
+
+        def run(self, flow: Flow, script: str, *arguments: str) -> str:
+            assert len(remote_command(script, *arguments)) < 128 << 10
+            asked.extend(arguments[1:])
+            return "".join(f"show: {name}\n{COMPLETE}" for name in arguments[1:])
+
+    doubtful = [parse_snapshot(f"{'v' * 200}@{number}") for number in range(3000)]
+    facts = [replace(ORIGIN, name=name, uuid=UUID(int=1)) for name in doubtful]
+    remote = Remote(Lines(), "/snapshots", "alpha", no_moment)
+
+    side = remote.examine(Side(tuple(facts)), doubtful, Flow())
+
+    assert asked == [str(name) for name in doubtful]
+    assert side.snapshots == (), "they are others than was listed"
 
 
 def test_lines_that_a_container_has_forged_add_strangers_at_most() -> None:
