@@ -79,16 +79,13 @@ class Intake:
         """
         path = self.directory / str(name)
         try:
-            with _hold_note(self.directory, name, sender) as note:
+            with _hold_note(self.directory, name, sender) as held:
                 parents = self._parents(name, announced.parent)
-                try:
-                    self._carry_out(announced, inlet, flow, version, before)
-                    self._seal(path, announced, parents)
-                except BaseException:
-                    with suppress(CommandFailed, OSError):
-                        _remove_copy(path)
-                    raise
-                note.unlink()
+                self._carry_out(announced, inlet, flow, version, before)
+                self._seal(path, announced, parents)
+                if not held.is_ours:
+                    raise OperationFailed(f"receive {name}", "somebody has removed it meanwhile")
+                held.note.unlink()
                 btrfs.sync(self.directory)
                 return btrfs.info(path)
         except (CommandFailed, OSError) as error:
@@ -299,8 +296,25 @@ def snapshots_of(directory: Path, volume: str) -> Iterator[SnapshotName]:
                 yield name
 
 
+@dataclass(frozen=True)
+class _Held:
+    """The note of a copy that this transfer brings."""
+
+    note: Path
+    descriptor: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the copy is still that one: who removes it (buttervolume rm) takes its note away,
+        and what has the name afterwards is brought by somebody else."""
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.lstat(self.note))
+        except FileNotFoundError:
+            return False
+
+
 @contextmanager
-def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Path]:
+def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[_Held]:
     """Hold the note of a copy, with nothing there of the copy; both are gone if the block fails.
 
     What is there is removed if its note is of the same sender and nobody holds it.
@@ -313,17 +327,26 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[Pat
         if before.sender != sender:
             raise PartialCopyBusy(str(name), before.sender)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    held = _Held(path, descriptor)
     try:
-        _lock(descriptor, path, name, sender)
+        _lock(held, name, sender)
         if before:
             _remove_copy(copy)
+        elif _is_there(copy):  # it was taken here just now
+            path.unlink()
+            raise CopyInTheWay(str(name))
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{sender}\n{name}\n".encode())
         os.fsync(descriptor)
         try:
-            yield path
+            yield held
+        except BaseException:
+            if held.is_ours:
+                with suppress(CommandFailed, OSError):
+                    _remove_copy(copy)
+            raise
         finally:
-            if files.is_gone(copy):
+            if held.is_ours and files.is_gone(copy):
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
@@ -339,14 +362,12 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _lock(descriptor: int, path: Path, name: SnapshotName, sender: str) -> None:
+def _lock(held: _Held, name: SnapshotName, sender: str) -> None:
     """Lock an open note. If it has gone meanwhile, it belonged to another transfer."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+    with suppress(BlockingIOError):
+        fcntl.flock(held.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if held.is_ours:
             return
-    except (BlockingIOError, FileNotFoundError):
-        pass
     raise PartialCopyBusy(str(name), sender)
 
 

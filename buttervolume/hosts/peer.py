@@ -43,7 +43,7 @@ from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import LOCK_NAME, SnapshotName
 from buttervolume.store import attributes
 from buttervolume.system import btrfs, command, locks, namespace, uuids
-from buttervolume.system.command import Flow, Process
+from buttervolume.system.command import LONGEST_COMMIT, Flow, Process
 from buttervolume.words import shortened
 
 SILENCE = 60.0
@@ -98,6 +98,8 @@ class Peer:
         self._directory = config.snapshots_path
         self._node: str | None = None
         self._is_streaming = False
+        self._has_just_sent = False
+        """Whether the other side has a stream from here to bring to its disk."""
         self._basis, self._keys = _basis(), _keys()
         self._verbs: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
             "look": self._look,
@@ -154,11 +156,12 @@ class Peer:
         """Seconds in which the other side must say something."""
         if self._attendant is not None and self._attendant.is_locking:
             return min(self._silence, self._attendant.silence)
-        return self._silence
+        return LONGEST_COMMIT if self._has_just_sent else self._silence
 
     def _answer(self, request: Mapping[str, Any]) -> bool:
         """Carry out one request; whether there can be another."""
         verb = request.get("do")
+        self._has_just_sent = False
         try:
             if verb == "hello":
                 self._node = self._guard.sender(request.get("node"))
@@ -323,7 +326,7 @@ class Peer:
             failure = process.failure()
         if failure:
             raise OperationFailed(f"send {name}", failure)
-        self._is_streaming = False
+        self._is_streaming, self._has_just_sent = False, True
 
     def _received(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Mark what the other side says it has: it is the parent of what it will ask for next."""

@@ -138,6 +138,11 @@ _RECEIVE = (
 set -e
 exec 9>>"$note"
 lock -w 15 9 || { echo "somebody is sending this snapshot to there already" >&2; exit 1; }
+if [ -e "$1/$2" ] || [ -L "$1/$2" ]; then
+    [ -s "$note" ] || rm -f "$note"
+    echo "something has got this name there just now, which is never touched" >&2
+    exit 1
+fi
 for try in 1 2 3; do
     printf '%s\\n%s\\n%s\\n' "$4" "$2" $$ | tee "$note" > /dev/null && break
     [ $try != 3 ] || exit 1
@@ -160,7 +165,10 @@ place "$1"
 printf '%s\\n' "$shown"
 """
 )
-"""$5 is the identity and $6 the version that the copy must have, $7 its possible parents there, and
+"""What has got the name since the look, such as a snapshot that was taken there, must not lie
+beside a note, since that would say that it may be deleted.
+
+$5 is the identity and $6 the version that the copy must have, $7 its possible parents there, and
 $8 where another mount shows the parent, if the directory's own does not."""
 
 _DISCARD = (

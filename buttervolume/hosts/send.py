@@ -176,10 +176,10 @@ class Sender:
             yield
 
     def _forget(self, taken: Taken) -> None:
-        """Remove a snapshot that was taken for nothing; whatever is in the way, the failure of the
+        """Forget a snapshot that was taken for nothing; whatever is in the way, the failure of the
         transfer matters more."""
         try:
-            self._snapshots.remove(taken.name)
+            self._snapshots.forget(taken.name)
         except ButtervolumeError as error:
             self._log.warning("%s", error)
 

@@ -28,7 +28,7 @@ from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import SnapshotName
 from buttervolume.system.btrfs import Subvolume
-from buttervolume.system.command import PIPE, Flow, Process, enlarge
+from buttervolume.system.command import LONGEST_COMMIT, PIPE, Flow, Process, enlarge
 
 COMMAND = "buttervolume peer"
 _NOT_THERE = (126, 127, 2)
@@ -109,7 +109,7 @@ class Session:
                 failure = source.failure()
             if failure and failure.status != -signal.SIGPIPE:  # it only lost the other end
                 raise failure
-            said = self._answer(flow)
+            said = self._answer(flow, LONGEST_COMMIT)
             if said["received"] != str(origin.name) or said["parent"] not in parents:
                 raise PeerGone("the copy is not what was sent")
 
@@ -160,11 +160,15 @@ class Session:
             self._mark(name, flow)
 
     def _mark(self, name: SnapshotName, flow: Flow) -> None:
-        if "received" in self.verbs:
-            self._ask(flow, do="received", name=str(name))
-        else:  # what comes next may be all again
+        log = logging.getLogger(__name__)
+        if "received" not in self.verbs:  # what comes next may be all again
             text = "%s does not offer to keep what was received from it as a parent"
-            logging.getLogger(__name__).warning(text, self.host)
+            log.warning(text, self.host)
+            return
+        try:
+            self._ask(flow, do="received", name=str(name))
+        except PeerRefused as error:  # its disk may take nothing more; the copy is here
+            log.warning("%s does not keep %s as a parent: %s", self.host, name, error.reason)
 
     def still_serves(self, flow: Flow) -> bool:
         """Whether the other side is there, and would answer a new session as it answers this one.

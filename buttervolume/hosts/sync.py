@@ -171,7 +171,7 @@ class Synchronizer:
             path = self._volumes.mountpoint(volume)
             if not btrfs.holds_what(path, btrfs.info(self._catalog.path_of(taken.name))):
                 return False
-            self._snapshots.remove(taken.name)
+            self._snapshots.forget(taken.name)
         except (ButtervolumeError, OSError) as error:
             self._log.warning("%s: %s", taken.name, error)
             return False

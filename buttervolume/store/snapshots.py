@@ -176,8 +176,9 @@ class Snapshots:
                 os.close(lock)
 
     def _free_name(self, volume: str) -> SnapshotName:
-        """The name of this moment, or of the next tick of the date format that has none yet and is
-        later than all dates that the volume's snapshots have, those in the future not counted."""
+        """The name of this moment, or of the next tick of the date format that has none yet, nor a
+        copy that is about to come, and is later than all dates that the volume's snapshots have,
+        those in the future not counted."""
         tick, some_day = timedelta(microseconds=1), datetime(2000, 1, 1)
         if self._catalog.date_of(some_day + tick) == self._catalog.date_of(some_day):
             tick = timedelta(seconds=1)
@@ -186,7 +187,8 @@ class Snapshots:
         while True:
             name = names.new_snapshot(volume, self._catalog.date_of(moment))
             is_later = (self._catalog.moment_of(name) or moment) > newest
-            if is_later and not os.path.lexists(self._catalog.path / str(name)):
+            taken = (str(name), names.receiving_note(str(name)))
+            if is_later and not any(os.path.lexists(self._catalog.path / one) for one in taken):
                 return name
             moment += tick
 
@@ -234,6 +236,14 @@ class Snapshots:
                     raise SnapshotBusy(name) from error
                 raise OperationFailed(f"remove snapshot {name}", error) from error
         self.keep(name)
+
+    def forget(self, name: str) -> None:
+        """Remove a provisional snapshot that was taken for nothing. If another host has got it
+        meanwhile, it stays, as the parent of what that gets next. Raises as `remove` does."""
+        if self.needed_by(name):
+            self.keep(name)
+        else:
+            self.remove(name)
 
     def needed_by(self, name: str) -> Sequence[str]:
         """The hosts whose newest marker is of this snapshot: with it, the next send to them is of
@@ -317,16 +327,6 @@ class Snapshots:
         return deleted, failed
 
 
-def _deleted_as_protected(path: Path) -> bool:
-    """Delete a snapshot whose root is immutable, as that of its volume was; False if it is not, or
-    cannot be deleted so either."""
-    try:
-        with btrfs.opened(path) as root:
-            if not root.is_protected():
-                return False
-        nested.delete_tree(path)
-    except (CommandFailed, OSError):
-        return False
 def _mark_backup(root: btrfs.Directory, name: str) -> None:
     """Mark the backup of a restore, as far as there is room: BTRFS puts attributes whose names have
     one hash into one place, which a container can fill. If the disk is full, the snapshot tells."""
@@ -341,6 +341,16 @@ def _mark_backup(root: btrfs.Directory, name: str) -> None:
         )  # fmt: skip
 
 
+def _deleted_as_protected(path: Path) -> bool:
+    """Delete a snapshot whose root is immutable, as that of its volume was; False if it is not, or
+    cannot be deleted so either."""
+    try:
+        with btrfs.opened(path) as root:
+            if not root.is_protected():
+                return False
+        nested.delete_tree(path)
+    except (CommandFailed, OSError):
+        return False
     return True
 
 

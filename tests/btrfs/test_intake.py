@@ -9,9 +9,11 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -32,6 +34,7 @@ from buttervolume.hosts.stream import Announced, Command
 from buttervolume.hosts.wire import Inlet
 from buttervolume.names import parse_snapshot
 from buttervolume.system import btrfs as kernel
+from buttervolume.system import nested
 from buttervolume.system.command import Flow
 from tests.btrfs.harness import btrfs, entries, subvolume
 from tests.support.command import run
@@ -44,6 +47,7 @@ from tests.support.streams import (
     header,
     version_of,
 )
+from tests.support.wait import wait_until
 
 C = Command
 ONE, TWO = "db@2026-11-26T10:00:00.000000", "db@2026-11-26T11:00:00.000000"
@@ -396,6 +400,51 @@ def test_what_a_sender_left_is_removed_by_its_next_try_and_by_nobody_else(
 
     assert listing(land.snapshots / ONE) == listing(land.origin / ONE)
     assert not note.exists()
+
+
+def test_who_fails_late_removes_no_copy_that_came_after_its_own(land: Land, volume: Path) -> None:
+    """Given a transfer whose sender is cut off, what it has brought removed by hand, and the same
+    snapshot brought anew, when the first one is given up, then the copy stays."""
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    out, into = os.pipe()
+    os.write(into, stream[:40_000])
+    copy, note = land.snapshots / ONE, land.snapshots / names.receiving_note(ONE)
+    place = Intake(land.snapshots, stall=300)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(
+            place.receive, parse_snapshot(ONE), announced, "alpha", Inlet(out), Flow(), version=2
+        )
+        wait_until(lambda: (copy / "small").exists() or first.done(), 60, "a part of it")
+        nested.delete_tree(copy)
+        note.unlink()
+        land.receive(stream, announced)
+        os.close(into)
+        with pytest.raises(PeerGone):
+            first.result(60)
+    os.close(out)
+
+    assert listing(copy) == listing(land.origin / ONE)
+    assert not note.exists()
+
+
+def test_what_gets_the_name_while_a_note_is_made_is_not_touched(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    real = intake._lock
+
+    def lock_late(*arguments: Any) -> None:
+        btrfs("subvolume", "snapshot", "-r", land.base / "volume", land.snapshots / ONE)
+        real(*arguments)
+
+    monkeypatch.setattr(intake, "_lock", lock_late)
+    with pytest.raises(CopyInTheWay):
+        land.receive(stream, announced)
+
+    assert entries(land.snapshots / ONE) == ["secret"]
+    assert entries(land.snapshots) == [ONE, "other@2026"]
 
 
 def test_a_sweep_removes_what_is_left_of_the_sender(land: Land) -> None:

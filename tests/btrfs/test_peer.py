@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import threading
 import time
 from pathlib import Path
@@ -313,6 +314,27 @@ def test_who_says_nothing_has_no_session_any_more(place: Place) -> None:
 
 def test_by_default_that_takes_a_minute() -> None:
     assert SILENCE == 60
+
+
+def test_who_brings_a_stream_to_its_disk_may_take_its_time(place: Place, snapshots: Path) -> None:
+    """Given a session that ends after half a second of silence, when a snapshot was sent in it, and
+    the other side says only later that it has it, then it is marked."""
+    talk = Talk(place, silence=0.5)
+    talk.say(do="hello", node="alpha")
+    talk.say(do="send", name=ONE)
+    assert talk.answer()["buttervolume"]
+    assert talk.answer()["stream"] == ONE
+    stream = b""
+    while not stream.endswith(b"{}\n"):
+        stream += os.read(talk.out, 1 << 16)
+
+    said, _, _ = select.select([talk.out], [], [], 3)
+    assert not said, os.read(talk.out, 1 << 16)
+    talk.say(do="received", name=ONE)
+
+    assert talk.answer() == {"marked": ONE}
+    assert entries(snapshots) == [ONE, f"{ONE}@alpha"]
+    assert talk.answer()["code"] == "PeerSilent", "then it is as before"
 
 
 def test_who_does_not_listen_has_no_session_any_more(place: Place, snapshots: Path) -> None:

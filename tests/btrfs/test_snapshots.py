@@ -27,6 +27,7 @@ from buttervolume.errors import (
     VolumeExists,
     VolumeMounted,
 )
+from buttervolume.names import receiving_note
 from buttervolume.store.options import Options
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import files, nested
@@ -98,6 +99,16 @@ def test_two_in_one_tick_get_two_names_the_later_one_the_next_tick(store: Store)
 
     assert names == [f"db@2026-05-06T12:00:0{second}" for second in range(3)]
     assert store.place.snapshot_names() == names
+
+
+def test_the_name_of_a_copy_that_is_about_to_come_is_not_taken(store: Store) -> None:
+    """Who brings it would remove what it takes for the beginning of its copy, if it fails."""
+    volume(store, "db", "")
+    coming = "db@2026-05-06T12:00:00"
+    (store.place.snapshots / receiving_note(coming)).write_text(f"gamma\n{coming}\n")
+    snapshots = with_clock(store, lambda: NOON, "%Y-%m-%dT%H:%M:%S").snapshots
+
+    assert snapshots.take("db").name == "db@2026-05-06T12:00:01"
 
 
 def test_two_in_one_microsecond_get_two_names(store: Store) -> None:

@@ -263,6 +263,24 @@ def test_a_copy_that_somebody_else_is_sending_is_left_alone(
     assert beta.path(note_of(snapshot)).exists()
 
 
+def test_what_gets_the_name_between_the_look_and_the_transfer_is_not_touched(
+    alpha: Host, beta: Host, volume: str
+) -> None:
+    """Such as a snapshot that the other host takes of its own volume in the same second."""
+    snapshot = snapshot_with(alpha, volume, "file", b"1")
+    beta.create(volume)
+    take = f"btrfs subvolume snapshot -r {VOLUMES}/{volume} {SNAPSHOTS}/{snapshot}"
+    with beta.shim("flock", f'[ -e {SNAPSHOTS}/{snapshot} ] || {take} >&2; exec $real "$@"'):
+        error = alpha.send(snapshot, beta)
+
+    assert "something has got this name there just now" in error
+    assert beta.snapshot_names(volume) == [snapshot]
+    assert beta.show(snapshot)["Received UUID"] == "-"
+    assert not beta.path(note_of(snapshot)).exists()
+    beta.run("btrfs", "subvolume", "delete", f"{SNAPSHOTS}/{snapshot}")
+    assert alpha.send(snapshot, beta) == ""
+
+
 def test_the_copy_is_on_the_disk_before_its_note_goes(alpha: Host, beta: Host, volume: str) -> None:
     log = f"/run/{volume}.order"
     snapshot = snapshot_with(alpha, volume, "file", content())

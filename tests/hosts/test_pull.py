@@ -69,6 +69,22 @@ def test_what_is_here_already_is_a_success(alpha: Host, beta: Host, there: str) 
 
 
 @pytest.mark.usefixtures("with_peer")
+def test_from_a_host_that_cannot_mark_what_was_received_it_comes_all_the_same(
+    alpha: Host, beta: Host, there: str
+) -> None:
+    """Its disk may take nothing more: the more reason to have what is on it."""
+    name = snapshot_with(beta, there, "file", b"1")
+    beta.run("mkdir", f"{SNAPSHOTS}/{name}@alpha")
+    before = len(alpha.daemon.log())
+    for _ in ("now it comes", "now it is here"):
+        assert receive(alpha, there) == name
+    beta.run("rmdir", f"{SNAPSHOTS}/{name}@alpha")
+
+    assert equal(alpha, beta, name)
+    assert alpha.daemon.log()[before:].count("beta does not keep") == 2
+
+
+@pytest.mark.usefixtures("with_peer")
 def test_a_snapshot_can_be_named(alpha: Host, beta: Host, there: str) -> None:
     older = snapshot_with(beta, there, "file", b"1")
     snapshot_with(beta, there, "file", b"2")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, Background, Pair
+from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, Background, Host, Pair
 from tests.hosts.test_send import content, is_copy, is_incremental, snapshot_with
 from tests.support.machine import BUTTERVOLUME, in_checkout
 from tests.support.wait import wait_until
@@ -149,6 +149,29 @@ def test_a_transfer_can_be_cancelled(pair: Pair, volume: str) -> None:
     assert "no such transfer is under way" in refusal
     pair.network.unlimit("beta")
     assert alpha.send(snapshot, beta) == ""
+
+
+def test_a_snapshot_that_another_host_has_got_outlives_the_replication_that_it_was_taken_for(
+    pair: Pair, gamma: Host, volume: str
+) -> None:
+    """It is the parent of what that host gets next."""
+    alpha = pair.alpha
+    alpha.file(volume, "file").write_bytes(content(16 * MEBIBYTE))
+    pair.network.limit("beta", "1mbit")
+    replication = alpha.start("Replicate", Name=volume, Host="beta")
+    alpha.wait_for_bytes()
+    [transfer] = alpha.transfers()
+    snapshot = transfer["Snapshot"]
+    assert alpha.send(snapshot, gamma) == ""
+
+    alpha.api.call("Transfers.Cancel", Id=transfer["Id"])
+
+    assert replication.error(60) == "the transfer was cancelled"
+    pair.network.unlimit("beta")
+    assert alpha.snapshot_names(volume) == [snapshot, f"{snapshot}@gamma"]
+    second = snapshot_with(alpha, volume, "small", b"2")
+    assert alpha.send(second, gamma) == ""
+    assert is_incremental(gamma, second, snapshot)
 
 
 # The command line

@@ -262,6 +262,38 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(
     wait_until(lambda: names_in(tiny) == before, 60)
 
 
+SLOW_DISK = """
+import sys, time
+from buttervolume.hosts.intake import Intake
+seal = Intake._seal
+
+def slow(*arguments):
+    time.sleep(8)
+    seal(*arguments)
+
+Intake._seal = slow
+from buttervolume.cli.main import main
+sys.exit(main(["peer"]))
+"""
+
+
+def test_a_disk_there_that_takes_longer_than_a_transfer_may_stall_is_waited_for(
+    alpha: Host, beta: Host, install: Callable[..., None]
+) -> None:
+    """Given a peer that needs 8 seconds to bring a copy to the disk, when a host sends to it that
+    lets a transfer stall for 3, then the send is done."""
+    install(f"exec {shlex.join(peer_program(SLOW_DISK))}")
+    volume = f"session-{next(NUMBERS)}"
+    alpha.create(volume)
+    alpha.file(volume, "file").write_bytes(b"x")
+    snapshot = alpha.snapshot(volume)
+
+    said = run(alpha, f"outcome(send, {snapshot!r})")
+
+    assert said.startswith("None\n"), said
+    assert left_of(snapshot, beta) == [snapshot]
+
+
 # Other versions
 
 
@@ -272,8 +304,13 @@ def peer_without(verb: str) -> str:
         f"guard.VERBS -= {{{verb!r}}}; "
         "from buttervolume.cli.main import main; sys.exit(main(['peer']))"
     )
-    environment = shlex.join(f"{key}={value}" for key, value in in_checkout(None).items())
-    return f"exec env {environment} {shlex.join([sys.executable, '-c', program])}"
+    return f"exec {shlex.join(peer_program(program))}"
+
+
+def peer_program(program: str) -> list[str]:
+    """The command that runs a program in the place of a peer."""
+    environment = [f"{key}={value}" for key, value in in_checkout(None).items()]
+    return ["env", *environment, sys.executable, "-c", program]
 
 
 def test_from_an_older_one_that_keeps_no_parent_all_is_received(
