@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,6 +79,9 @@ class Removed:
         self._log = logging.getLogger(__name__)
         self._complained_of: set[str] = set()
         """What cannot be read or deleted, and is in the log."""
+        # protects the newest date of a removal, for a moment at a time
+        self._guard = threading.Lock()
+        self._newest: datetime | None = None
 
     def remove(self, name: str) -> None:
         """Take a volume's name away, and keep the rest for its time. Raises NoSuchVolume,
@@ -93,22 +97,34 @@ class Removed:
             self._volumes.remove(name)
             return
         tick = timedelta(microseconds=1) if "%f" in self._date_format else timedelta(seconds=1)
-        moment = self._next_moment(name, tick)
+        moment = self._moment()
         while True:
             target = self.path / f"{name}@{moment.strftime(self._date_format)}"
             try:
                 self._volumes.put_away(name, target)
             except FileExistsError:
-                moment += tick
+                moment = self._moment(moment + tick)
             else:
                 return
 
-    def _next_moment(self, name: str, tick: timedelta) -> datetime:
-        """Now, or right after the newest date that a removed volume of that name has, but for those
-        in the future: an hour may come twice, and which was removed last must show."""
-        now = self._now()
-        dates = (each.removed for each in self.list(name))
-        return max([now, *(date + tick for date in dates if date <= now + _FUTURE)])
+    def _moment(self, earliest: datetime = datetime.min) -> datetime:
+        """The date of what is removed now: none is before the one of another removal, but for those
+        in the future. An hour may come twice, and which was removed last must show."""
+        with self._guard:
+            now = self._now()
+            known = [self._newest] if self._newest else self._dates()
+            self._newest = max([now, earliest, *(date for date in known if date <= now + _FUTURE)])
+            return self._newest
+
+    def _dates(self) -> Iterator[datetime]:
+        """When the removed volumes were removed, by their names."""
+        try:
+            found = [path.name for path in self.path.iterdir()]
+        except OSError:  # there are none, or it says what is wrong when one is moved there
+            return
+        for entry in found:
+            with suppress(ValueError):  # no removed volume, or the format has been changed
+                yield datetime.strptime(entry.partition("@")[2], self._date_format)
 
     def _keep_of(self, root: btrfs.Directory) -> timedelta:
         """How long a volume is to be kept once it is removed."""
