@@ -23,7 +23,7 @@ from buttervolume.errors import (
 from buttervolume.store import attributes
 from buttervolume.store.hindrance import explain
 from buttervolume.store.volumes import REMOVED_NAME, Volumes
-from buttervolume.system import btrfs, quota, space
+from buttervolume.system import btrfs, files, quota, space
 
 _FUTURE = timedelta(hours=1)
 """A date that is further ahead than this is one of the future: of a clock that was wrong."""
@@ -261,12 +261,7 @@ class Removed:
                 self._log.info("%s: deleted, its time has come", each)
             rest = sorted((e for e in kept if e not in expired), key=lambda each: each.removed)
             if rest and not deleted and self._is_short_of_room():
-                gone = next(filter(self._could_delete, rest), None)
-                if gone is not None:
-                    self._log.warning(
-                        "%s: deleted before its time (%s): less than %.0f%% of the filesystem is "
-                        "free", gone, gone.until, 100 * self._min_free,
-                    )  # fmt: skip
+                self._delete_one_of(rest)
             if kept:
                 self._forget_directory()
             with btrfs.opened(self._volumes.path) as directory:
@@ -274,6 +269,18 @@ class Removed:
                     self._log.info("quota groups of deleted subvolumes: %d destroyed", stale)
         except (ButtervolumeError, OSError) as error:
             self._log.warning("the removed volumes cannot be tidied up: %s", error)
+
+    def _delete_one_of(self, rest: Sequence[RemovedVolume]) -> None:
+        """Delete the first that can be deleted, before its time."""
+        for each in rest:
+            if self._could_delete(each):
+                self._log.warning(
+                    "%s: deleted before its time (%s): less than %.0f%% of the filesystem is free",
+                    each, each.until, 100 * self._min_free,
+                )  # fmt: skip
+                return
+            if files.is_gone(self.path / str(each)):
+                return  # its content is left over for a reason that the others may share
 
     def _could_delete(self, removed: RemovedVolume) -> bool:
         """Delete one if that can be; one that cannot be deleted stops no other, and is told of

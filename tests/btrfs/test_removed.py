@@ -26,6 +26,7 @@ from buttervolume.errors import (
 from buttervolume.store.options import parse_options
 from buttervolume.store.removed import Removed
 from buttervolume.system import btrfs as kernel
+from buttervolume.system import nested
 from tests.btrfs.conftest import StartDaemon
 from tests.btrfs.harness import (
     DATE_FORMAT,
@@ -285,6 +286,24 @@ def test_one_that_cannot_be_deleted_stops_no_other_and_is_told_of_once(
         subprocess.run(["chattr", "-i", path], check=True)
     removed.expire()
     assert names(removed) == []
+
+
+def test_where_nothing_can_be_deleted_the_others_can_be_had_back(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = Removed(store.volumes, DATE_FORMAT, DAY, min_free=1.1, now=clock)
+    for name in ("a", "m", "z"):
+        make(store, name)
+        removed.remove(name)
+        clock.time += timedelta(minutes=1)
+
+    def fail(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(nested, "delete_tree", fail)
+    removed.expire()
+
+    assert names(removed) == ["m", "z"]
 
 
 def test_with_room_enough_nothing_goes_early(store: Store, clock: Clock) -> None:
