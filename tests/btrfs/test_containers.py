@@ -211,8 +211,24 @@ def test_a_warning_names_some_and_counts_the_rest(store: Store, volume: Path) ->
     assert len(left_out) == 21
 
 
+@contextmanager
+def deletions_held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let nothing that may have subvolumes in it be deleted before the end of the block."""
+    real, go_on = nested.delete_tree, threading.Event()
+
+    def later(path: Path) -> None:
+        assert go_on.wait(120)
+        real(path)
+
+    monkeypatch.setattr(nested, "delete_tree", later)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
 def test_two_thousand_are_found_at_once_and_nobody_waits_while_they_go(
-    store: Store, volume: Path
+    store: Store, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_in_container("nest_many", volume, 2000)
     store.volumes.create("other", Options())
@@ -222,11 +238,12 @@ def test_two_thousand_are_found_at_once_and_nobody_waits_while_they_go(
     assert len(found) == 2000
 
     with ThreadPoolExecutor(1) as pool:
-        removal = pool.submit(store.volumes.remove, "evil")
-        wait_until(lambda: not store.volumes.exists("evil"), what="the name to be gone")
-        store.snapshots.take("other")
-        store.volumes.create("evil", Options())
-        assert not removal.done(), "all this came before what was nested had gone"
+        with deletions_held_up(monkeypatch):
+            removal = pool.submit(store.volumes.remove, "evil")
+            wait_until(lambda: not store.volumes.exists("evil"), what="the name to be gone")
+            store.snapshots.take("other")
+            store.volumes.create("evil", Options())
+            assert not removal.done(), "all this came before what was nested had gone"
         removal.result(60)
 
     assert [name for name, _ in store.volumes.list()] == ["evil", "other"]
@@ -234,15 +251,16 @@ def test_two_thousand_are_found_at_once_and_nobody_waits_while_they_go(
 
 
 def test_the_old_content_of_a_restored_volume_goes_while_nobody_waits(
-    store: Store, volume: Path
+    store: Store, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = store.snapshots.take("evil").name
     run_in_container("nest_many", volume, 2000)
     with ThreadPoolExecutor(1) as pool:
-        restore = pool.submit(store.contents.restore, snapshot, force=True)
-        wait_until(lambda: not nested_in(volume), what="the new content to be in place")
-        store.snapshots.take("evil")
-        assert not restore.done()
+        with deletions_held_up(monkeypatch):
+            restore = pool.submit(store.contents.restore, snapshot, force=True)
+            wait_until(lambda: not nested_in(volume), what="the new content to be in place")
+            store.snapshots.take("evil")
+            assert not restore.done()
         restore.result(60)
     assert store.place.own_names() == []
 
