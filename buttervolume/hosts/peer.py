@@ -43,11 +43,13 @@ from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import LOCK_NAME, SnapshotName
 from buttervolume.store import attributes
 from buttervolume.system import btrfs, command, locks, namespace, uuids
-from buttervolume.system.command import LONGEST_COMMIT, Flow, Process
+from buttervolume.system.command import Flow, Process
 from buttervolume.words import shortened
 
 SILENCE = 60.0
 """Seconds in which the other side must ask for something."""
+_TO_COMMIT = 60
+"""How many times as long it has to bring a stream to its disk: an hour."""
 _LONGEST_REQUEST = 1 << 18
 """Bytes: a long line of epochs fits."""
 
@@ -156,7 +158,7 @@ class Peer:
         """Seconds in which the other side must say something."""
         if self._attendant is not None and self._attendant.is_locking:
             return min(self._silence, self._attendant.silence)
-        return LONGEST_COMMIT if self._has_just_sent else self._silence
+        return self._silence * (_TO_COMMIT if self._has_just_sent else 1)
 
     def _answer(self, request: Mapping[str, Any]) -> bool:
         """Carry out one request; whether there can be another."""

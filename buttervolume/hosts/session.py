@@ -28,13 +28,16 @@ from buttervolume.hosts.stream import NEWEST_VERSION, Announced
 from buttervolume.hosts.wire import Inlet, say
 from buttervolume.names import SnapshotName
 from buttervolume.system.btrfs import Subvolume
-from buttervolume.system.command import LONGEST_COMMIT, PIPE, Flow, Process, enlarge
+from buttervolume.system.command import PIPE, Flow, Process, enlarge
 
 COMMAND = "buttervolume peer"
 _NOT_THERE = (126, 127, 2)
 """The exit statuses of a shell that finds no such command, and of a version without `peer`."""
 _LONGEST_PREFACE = 1 << 16
 """Bytes that start-up files of a shell may print before the peer says anything."""
+_TO_COMMIT = 12
+"""How many times as long as a transfer may stall a peer has to bring a stream to its disk: an hour,
+where that is five minutes."""
 _LAST_WORDS = 5.0
 _STILL_LIMIT = 3.0
 """Seconds in which a peer that has had nothing to do must answer."""
@@ -109,7 +112,7 @@ class Session:
                 failure = source.failure()
             if failure and failure.status != -signal.SIGPIPE:  # it only lost the other end
                 raise failure
-            said = self._answer(flow, LONGEST_COMMIT)
+            said = self._answer(flow, _TO_COMMIT * self._limit)
             if said["received"] != str(origin.name) or said["parent"] not in parents:
                 raise PeerGone("the copy is not what was sent")
 

@@ -44,8 +44,8 @@ _LONGEST_MESSAGES = 1 << 20
 _LAST_WORDS = 2.0
 """Seconds to wait for what an ended program has printed, while something that it has left behind
 could still print more."""
-LONGEST_COMMIT = 3600.0
-"""Seconds in which who has received a stream may bring it to the disk."""
+_LONGEST_COMMIT = 3600.0
+"""Seconds in which the sink of a pipeline may bring to the disk what it has."""
 _PIPE_SIZE = 1 << 20
 """Bytes: the most that a pipe can hold, unless the administrator has allowed more (pipe(7))."""
 _ADD_SEALS, _SEAL_SHRINK, _SEAL_GROW = 1033, 2, 4  # linux/fcntl.h
@@ -358,7 +358,7 @@ def pipe(
             os.close(out_of_pipe)
             os.close(into_pipe)
         sender.wait(flow, stall, lambda: moved(receiver))
-        end = time.monotonic() + LONGEST_COMMIT
+        end = time.monotonic() + _LONGEST_COMMIT
 
         def may_rest() -> bool:
             return receiver.has_printed(arrived) and time.monotonic() < end
