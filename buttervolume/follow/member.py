@@ -60,8 +60,9 @@ def charter_of(path: Path) -> Charter | None:
 
 
 def set_charter(path: Path, charter: Charter) -> None:
-    """Give a volume a charter, in one step. OSError."""
-    with btrfs.opened(path) as root, quota.unlimited(root):
+    """Give a volume a charter, in one step; its containers may have filled it, or made it
+    read-only. OSError."""
+    with btrfs.opened(path) as root, root.writable(), quota.unlimited(root):
         os.setxattr(root.descriptor, _ATTRIBUTE, charter.dump())
 
 

@@ -130,10 +130,12 @@ def _is(kind: str, root: Directory, snapshot: str) -> bool:
 
 
 def follows(root: Directory) -> bool:
-    """Whether a volume follows its service."""
+    """Whether a volume follows its service. OSError if that cannot be found out."""
     try:
         os.getxattr(root.descriptor, PREFIX + FOLLOW)
-    except OSError:  # it does not
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
         return False
     return True
 

@@ -209,7 +209,7 @@ class Contents:
         """Back up a volume and put a copy of a snapshot in its place; its mutex is held. The old
         content is left at `path`. Returns the backup, and who goes on using the old content."""
         with ThreadPoolExecutor(1) as beside:  # two transactions at once take little more than one
-            copied = beside.submit(copy, source, path, like=self._volumes.path_of(volume))
+            copied = beside.submit(copy, source, path)
             try:
                 backup = self._snapshots.take_held(volume, backup=True).name
             except ButtervolumeError:
@@ -217,7 +217,13 @@ class Contents:
                 raise
         try:
             copied.result()
-            with btrfs.opened(path) as root, btrfs.opened(source) as origin:
+            with (
+                btrfs.opened(path) as root,
+                btrfs.opened(source) as origin,
+                btrfs.opened(self._volumes.path_of(volume)) as before,
+            ):
+                with quota.unlimited(root):  # not beside: the backup has changed them
+                    attributes.write(root, attributes.read(before))
                 self._volumes.limit(root, origin)
             with self._volumes.changing_hands.hold(volume):
                 # somebody may have mounted it meanwhile, and nobody can now
@@ -246,15 +252,12 @@ class Contents:
             attributes.forget_kind(root)
 
 
-def copy(source: Path, target: Path, like: Path | None = None) -> None:
-    """Make a writable snapshot that can be given a name, even if the source is immutable. It gets
-    the attributes of ours that the volume `like` has, else keeps its own, and follows nobody."""
+def copy(source: Path, target: Path) -> None:
+    """Make a writable snapshot that can be given a name, even if the source is immutable. It keeps
+    its attributes of ours, and follows nobody."""
     btrfs.snapshot(source, target, readonly=False)
     with btrfs.opened(target) as root, quota.unlimited(root):
         if root.is_protected():
             root.unprotect()
         attributes.leave_behind(root)
-        if like is not None:
-            with btrfs.opened(like) as pattern:
-                attributes.write(root, attributes.read(pattern))
         attributes.forget_kind(root)

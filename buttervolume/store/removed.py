@@ -209,7 +209,11 @@ class Removed:
             if self._volumes.exists(target):
                 raise VolumeExists(target)
             try:
-                self._volumes.publish(self.path / str(found), target)
+                with btrfs.opened(self.path / str(found)) as root:
+                    self._volumes.publish(self.path / str(found), target)
+                    if target != found.name:  # a volume of its own, which follows nobody
+                        with root.writable(), quota.unlimited(root):
+                            attributes.leave_behind(root)
             except FileNotFoundError as error:
                 raise NoSuchRemoved(name) from error
             except OSError as error:

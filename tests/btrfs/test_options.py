@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -21,10 +22,12 @@ from buttervolume.errors import (
 )
 from buttervolume.follow.charter import Charter
 from buttervolume.follow.machine import Epoch, How
-from buttervolume.follow.member import Member
+from buttervolume.follow.member import Member, set_charter
 from buttervolume.jobs.options import split_jobs
+from buttervolume.store import contents
 from buttervolume.store.options import OPTIONS, Options, parse_options
 from buttervolume.store.removed import Removed
+from buttervolume.store.snapshots import Taken
 from buttervolume.system import btrfs as kernel
 from buttervolume.system import quota
 from tests.btrfs.conftest import StartDaemon
@@ -436,6 +439,52 @@ def fill(path: Path) -> None:
             (path / f"small{number}").write_bytes(os.urandom(4096))
     with pytest.raises(OSError, match="quota"):
         os.setxattr(path, "user.one", b"more")
+
+
+CHARTER = Charter(("ann", "bob"), line=(Epoch("aaaa", "ann", None, How.FIRST),), seq=7)
+
+
+def number_of(path: Path) -> int:
+    """That of the last snapshot of a followed volume."""
+    return Charter.load(os.getxattr(path, "trusted.buttervolume.follow")).seq
+
+
+def test_a_followed_volume_that_is_read_only_can_be_given_other_terms(store: Store) -> None:
+    """Its container may have made it so."""
+    path = make(store, "db")
+    set_charter(path, CHARTER)
+    btrfs("property", "set", path, "ro", "true")
+
+    set_charter(path, replace(CHARTER, seq=20))
+
+    assert number_of(path) == 20
+    assert kernel.info(path).readonly
+
+
+def test_a_restore_gives_no_number_of_a_snapshot_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy may be there before the backup has its number, if that waits for its turn."""
+    path = make(store, "db")
+    set_charter(path, CHARTER)
+    snapshot = store.snapshots.take("db").name
+    is_copied = threading.Event()
+    copy, take_held = contents.copy, store.snapshots.take_held
+
+    def copy_first(*arguments: Path, **more: Path) -> None:
+        copy(*arguments, **more)
+        is_copied.set()
+
+    def take_then(volume: str, *, backup: bool) -> Taken:
+        assert is_copied.wait(60)
+        return take_held(volume, backup=backup)
+
+    monkeypatch.setattr(contents, "copy", copy_first)
+    monkeypatch.setattr(store.snapshots, "take_held", take_then)
+
+    backup = store.contents.restore(snapshot).backup
+
+    assert number_of(path) == number_of(store.place.snapshots / str(backup)) == CHARTER.seq + 2
 
 
 def test_no_group_is_left_of_what_is_gone(limited: Store) -> None:
