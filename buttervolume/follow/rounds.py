@@ -16,6 +16,7 @@ from buttervolume.errors import (
     FollowRefused,
     HostFailed,
     OperationFailed,
+    PeerRefused,
     TransferBusy,
     VolumesUnavailable,
 )
@@ -31,9 +32,16 @@ from buttervolume.system.locks import Mutexes
 _WAKE = 2.0
 """Seconds between two looks at what is due."""
 _AT_ONCE = 4
-"""Volumes that are looked after side by side."""
+"""Volumes that are looked after side by side, and that rounds send to one member."""
+_PATIENCE = 30.0
+"""Seconds that a round waits for its turn to send to a member; then it comes with the next one."""
 _DOWN = 30.0
 """Seconds for which a host that could not be reached is not tried again."""
+_LATELY = 600.0
+"""Seconds after which the others are asked before a Mount on the owner, however rare its rounds
+are: a cut between two of them goes unnoticed."""
+_AGAIN = 300.0
+"""Seconds after which all volumes are looked at again: one may not have been readable."""
 
 
 class Rounds:
@@ -58,11 +66,15 @@ class Rounds:
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
         self._sending = Mutexes()
         """One per volume and member: of two that send, the second may find that all is done."""
+        self._lanes: dict[str, threading.BoundedSemaphore] = {}
+        """To each member: who takes days for the first copies holds up nobody else's."""
         # protects all below, for a moment at a time
         self._guard = threading.Lock()
         self._followed: tuple[str, ...] = ()
         self._followed_of: object = None
         """The names of all volumes that `_followed` was found among."""
+        self._followed_until = 0.0
+        """When that is to be looked at again, by the monotonic clock."""
         self._last: dict[str, float] = {}
         """When a volume was looked after last, by the monotonic clock."""
         self._running: set[str] = set()
@@ -126,11 +138,12 @@ class Rounds:
         no other volume than before."""
         names = self._member.names()
         with self._guard:
-            if names is self._followed_of:
+            if names is self._followed_of and time.monotonic() < self._followed_until:
                 return self._followed
         found = self._member.followed(names)
         with self._guard:
             self._followed, self._followed_of = found, names
+            self._followed_until = time.monotonic() + _AGAIN
         return found
 
     def asked_lately(self, volume: str, charter: Charter) -> bool:
@@ -140,7 +153,7 @@ class Rounds:
             asked, silent = self._asked.get(volume), self._silent.get(volume)
         if silent or asked is None:
             return False
-        return time.monotonic() - asked < 2 * 60 * charter.every
+        return time.monotonic() - asked < min(2 * 60 * charter.every, _LATELY)
 
     def saw(self, volume: str, links: Links, reports: Mapping[str, Report]) -> None:
         """Keep what the members have said of themselves."""
@@ -185,7 +198,7 @@ class Rounds:
         with self._guard:
             seen = dict(self._seen.get(volume, {}))
             silent, conflict = self._silent.get(volume, {}), self._conflicts.get(volume, "")
-            failures = self._failures.get(volume, {})
+            failures = dict(self._failures.get(volume, {}))
         in_use = seen[self._member.name].standing.in_use if self._member.name in seen else False
         standing = replace(own.standing, in_use=in_use)
         seen[self._member.name] = replace(own, standing=standing)
@@ -270,10 +283,11 @@ class Rounds:
                 knows = report.standing.known == line and report.standing.dropped == dropped
                 if not knows and name != self._member.name:
                     self._tell(links[name], line, dropped)
-        failures = {n: e.reason for n, e in links.items() if isinstance(e, HostFailed)}
+        failed = HostFailed | PeerRefused
+        failures = {n: e.reason for n, e in links.items() if isinstance(e, failed)}
         failures |= {n: str(e) for n, e in links.items() if isinstance(e, FollowRefused)}
         if self._member.owns(volume):
-            failures |= self._replicate(volume, members, reports)
+            self._replicate(volume, members, reports)
         return "; ".join(f"{volume}: {name}: {reason}" for name, reason in failures.items())
 
     @contextmanager
@@ -345,7 +359,7 @@ class Rounds:
             try:
                 charter = self._member.report(volume, with_use=False).charter
                 if charter is not None:
-                    self._replicate(volume, charter.members, None)
+                    self._replicate(volume, charter.members, None).wait()
             except ButtervolumeError as error:
                 self._log.warning("%s", error)
             except Exception:  # noqa: BLE001 - the next round may be better
@@ -358,23 +372,30 @@ class Rounds:
 
     def _replicate(
         self, volume: str, members: tuple[str, ...], reports: Mapping[str, Report] | None
-    ) -> dict[str, str]:
+    ) -> threading.Event:
         """Let every other member have what a volume holds now. Who has it already, by what it said,
-        or without `reports` by the markers here, is not asked again. Returns who could not get it,
-        with the reason."""
+        or without `reports` by the markers here, is not asked again. What is returned is set when
+        all that can be done is done: nobody waits for the slowest but who wants to."""
         others = [member for member in members if member != self._member.name]
+        over = threading.Event()
         with ExitStack() as stack:
             with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
                 if not self._member.owns(volume):
-                    return {}
+                    over.set()
+                    return over
                 copy = self._member.copy(volume)
                 stack.enter_context(self._member.sending(volume, others))
-            failures = self._send_to(others, volume, copy, reports)
-        with self._guard:
-            self._failures[volume] = failures
-        for member, reason in failures.items():
-            self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, reason)
-        return failures
+            sending = stack.pop_all()
+
+        def work() -> None:
+            try:
+                with sending:
+                    self._send_to(others, volume, copy, reports)
+            finally:
+                over.set()
+
+        threading.Thread(target=work, name=f"send-{volume}", daemon=True).start()
+        return over
 
     def _send_to(
         self,
@@ -382,31 +403,49 @@ class Rounds:
         volume: str,
         copy: Copy,
         reports: Mapping[str, Report] | None,
-    ) -> dict[str, str]:
-        """Send a copy to those members that have not got it, side by side; who could not get it,
-        with the reason."""
-        failures: dict[str, str] = {}
+    ) -> None:
+        """Send a copy to those members that have not got it, side by side."""
 
         def send(member: str) -> None:
+            failure = ""
             try:
-                with self._sending.hold(f"{volume}@{member}"):
-                    if reports is None or member not in reports:
-                        has = self._member.has_marked(copy.snapshot, member)
-                    else:
-                        said = reports[member].standing.copies
-                        has = any(each.version == copy.version for each in said)
-                    if not has:
-                        self._send_patiently(copy, member)
-                    self._note(volume, member, copy)
+                if reports is None or member not in reports:
+                    self._send_unmarked(volume, copy, member)
+                elif not _has(reports[member], copy):
+                    self._send_in_turn(volume, copy, member)
+                self._note(volume, member, copy)
+            except TimeoutError:
+                return
             except ButtervolumeError as error:
-                failures[member] = error.reason if isinstance(error, HostFailed) else str(error)
+                failure = error.reason if isinstance(error, HostFailed) else str(error)
+                self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, failure)
+            with self._guard:
+                self._failures.setdefault(volume, {})[member] = failure
 
         threads = [threading.Thread(target=send, args=(other,), daemon=True) for other in others]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return failures
+
+    def _send_unmarked(self, volume: str, copy: Copy, member: str) -> None:
+        """Send a copy to a member unless a marker says that it has got it."""
+        with self._sending.hold(f"{volume}@{member}"):
+            if not self._member.has_marked(copy.snapshot, member):
+                self._send_patiently(copy, member)
+
+    def _send_in_turn(self, volume: str, copy: Copy, member: str) -> None:
+        """Send a copy to a member that has not got it, while not too much else goes there. Raises
+        TimeoutError: it gets what there is then in a later round."""
+        with self._guard:
+            lane = self._lanes.setdefault(member, threading.BoundedSemaphore(_AT_ONCE))
+        if not lane.acquire(timeout=_PATIENCE):
+            raise TimeoutError
+        try:
+            with self._sending.patience(_PATIENCE), self._sending.hold(f"{volume}@{member}"):
+                self._send_patiently(copy, member)
+        finally:
+            lane.release()
 
     def _send_patiently(self, copy: Copy, member: str) -> None:
         """Send a copy, when who sends another one there, at somebody's wish, is done."""
@@ -425,3 +464,10 @@ class Rounds:
             if report is not None:
                 copies = (*report.standing.copies, replace(copy, member=member))
                 seen[member] = replace(report, standing=replace(report.standing, copies=copies))
+
+
+def _has(report: Report, copy: Copy) -> bool:
+    """Whether a member has this very copy: another name may mean another content of that number,
+    where somebody has put an older disk, or subvolume, back."""
+    said = ((each.snapshot, each.version) for each in report.standing.copies)
+    return (copy.snapshot, copy.version) in said

@@ -10,6 +10,9 @@ from buttervolume.follow.charter import Charter, Report
 from buttervolume.follow.machine import Copy, Policy, Role, Standing
 from buttervolume.human import duration
 
+_MANY = 400
+"""Epochs: an attribute has little room for more (see `charter`)."""
+
 
 @dataclass(frozen=True)
 class MemberView:
@@ -99,6 +102,11 @@ class View:
     def _concerns(self) -> Iterator[Concern]:
         if self.conflict:
             yield Concern(self.is_apart, "", self.conflict)
+        if self.epoch > _MANY:
+            yield Concern(
+                False, "", f"it has changed hands {self.epoch:,} times, and there is room for some "
+                "500: let a copy of it follow in its place (see the manual)",
+            )  # fmt: skip
         for each in self.members:
             name = each.name
             if each.silent and each.was_asked:

@@ -1,5 +1,6 @@
 """The rounds of followed volumes, with a member that says what it is told to."""
 
+import time
 from unittest.mock import create_autospec
 
 import pytest
@@ -56,3 +57,18 @@ def test_a_member_that_does_not_say_what_is_on_its_way_has_failed() -> None:
 
     with pytest.raises(HostFailed, match="nonsense"):
         Remote("beta", "db", session, Flow()).busy()
+
+
+def test_one_that_could_not_be_read_for_a_moment_is_found_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    member = create_autospec(Member, instance=True)
+    member.names.return_value = ("one", "two")
+    member.followed.side_effect = [("one",), ("one", "two")]
+    rounds = Rounds(member, lambda *_: pytest.fail("nobody is to be asked"), print, lambda _: None)
+
+    assert rounds.followed() == ("one",)
+    assert rounds.followed() == ("one",), "it costs nothing while there is no other name"
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+    assert rounds.followed() == ("one", "two")

@@ -155,3 +155,13 @@ def test_what_else_went_wrong_is_no_fork() -> None:
 def test_each_fork_is_a_concern_of_its_own() -> None:
     view = seen(member("ann", (1, 5), forks=("db@7", "db@8")), member("bob", (1, 5)))
     assert [(each.is_fork, each.fork) for each in view.concerns] == [(True, "db@7"), (True, "db@8")]
+
+
+def test_it_is_said_before_there_is_no_room_for_another_change_of_hands() -> None:
+    more = tuple(Epoch(f"{n:012x}", "ann", Base(n - 1, n), How.HANDED) for n in range(1, 401))
+    assert (
+        seen(*(member(n, (1, 1), line=(FIRST, *more[:-1])) for n in CHARTER.members)).problems == ()
+    )
+    view = seen(*(member(name, (1, 1), line=(FIRST, *more)) for name in CHARTER.members))
+    [problem] = view.problems
+    assert "changed hands 401 times" in problem
