@@ -9,13 +9,16 @@ from typing import TypeVar, assert_never
 
 from buttervolume.errors import (
     ButtervolumeError,
+    CopyInTheWay,
     FollowBusy,
     FollowRefused,
     HostFailed,
     InUse,
     PartialCopyBusy,
+    PeerRefused,
     TransferBusy,
 )
+from buttervolume.follow import machine
 from buttervolume.follow.charter import Charter, Report
 from buttervolume.follow.link import Connect, Link, Links, linked, reached
 from buttervolume.follow.machine import (
@@ -142,9 +145,9 @@ class Acquirer:
         """Carry out one step, and say what came of it as `Acquire` wants to know it."""
         match step:
             case Lock(member):
-                return _lock(links[member])
+                return _lock(links, member)
             case Look(members):
-                reports = {name: reached(links[name]).report() for name in members}
+                reports = _reports(links, members)
                 heard(links, reports)
                 check_members(charter, reports)
                 mine = reports[self._member.name].standing
@@ -157,9 +160,16 @@ class Acquirer:
             case Release(owner):
                 self._log.info("%s: asking %s to let it go", volume, owner)
                 return reached(links[owner]).release(self._member.name)
-            case Fetch(copy):
-                self._bring(copy, progress)
-                return True
+            case Fetch(copy, is_final):
+                try:
+                    self._bring(copy, progress)
+                except CopyInTheWay:
+                    if not is_final:
+                        raise
+                    self._log.info("%s: something else has that name here", copy.snapshot)
+                    copy = reached(links[copy.member]).release(self._member.name, anew=True)
+                    self._bring(copy, progress)
+                return copy
             case Publish(line, copy):
                 epoch = line[-1]
                 how = f"{epoch.how.value} with {copy.snapshot}" if copy else epoch.how.value
@@ -226,8 +236,10 @@ def check_members(charter: Charter, reports: Mapping[str, Report]) -> None:
     """Let what `with_members` tries be tried again if somebody knows of a later change of the
     members or the terms."""
 
-    def order(each: Charter) -> tuple[int, int]:
-        return len(each.line), each.seq
+    dropped = frozenset[str]().union(*(r.standing.dropped for r in reports.values()))
+
+    def order(each: Charter) -> tuple[bool, int, int]:
+        return each.order(dropped)
 
     newest = max((r.charter for r in reports.values() if r.charter), key=order, default=charter)
     if order(newest) > order(charter) and _terms(newest) != _terms(charter):
@@ -238,17 +250,45 @@ def _terms(charter: Charter) -> tuple[tuple[str, ...], Policy, int]:
     return charter.members, charter.policy, charter.every
 
 
-def _lock(link: Link | ButtervolumeError) -> object:
+def _lock(links: Links, member: str) -> object:
     """True, None if the member cannot be reached, or who has the lock."""
+    link = links[member]
     try:
         if isinstance(link, ButtervolumeError):
             return None
         link.lock(LOCK_PATIENCE)
-    except HostFailed:
+    except (HostFailed, PeerRefused) as error:
+        links[member] = error
         return None
     except FollowBusy as error:
         return error.holder
     return True
+
+
+def _reports(links: Links, members: tuple[str, ...]) -> dict[str, Report]:
+    """What the locked members say of themselves.
+
+    One that answers with an error counts as one that does not answer, unless it may own the volume:
+    then it may use it, too. Raises ButtervolumeError.
+    """
+    reports = {}
+    for name in members:
+        try:
+            reports[name] = reached(links[name]).report()
+        except PeerRefused as error:
+            links[name] = error
+    faulty = {name: link for name, link in links.items() if isinstance(link, PeerRefused)}
+    if faulty:
+        try:
+            line = machine.known_line(report.standing for report in reports.values())
+        except machine.TwoLines:  # nobody gets it anyway
+            return reports
+        owner = line[-1].owner if line else None
+        grantee = reports[owner].standing.granted_to if owner in reports else None
+        for name, failure in faulty.items():
+            if owner is None or name in (owner, grantee):
+                raise failure
+    return reports
 
 
 def _tell(link: Link | ButtervolumeError, line: Line) -> bool:

@@ -7,7 +7,8 @@ Each request says `what`:
 - `beat`: `{}`, a sign of life.
 - `report`: `{"report"}`.
 - `busy`, under the lock: `{"busy"}`, why the volume cannot be deleted just now, or nothing.
-- `release`, `grantee`, under the lock: `{"copy"}`, or `{"refused", "in_use"}` with the reason.
+- `release`, `grantee`, under the lock: `{"copy"}`, or `{"refused", "in_use"}` with the reason. With
+  `anew`, the copy is one that is taken for it, if it can be.
 - `hear`, `line`, `dropped`: `{"heard"}`, or `{"refused"}`.
 """
 
@@ -95,7 +96,8 @@ class Attendant:
         if names.check_host(request["grantee"]) != self._asker:
             raise NotAllowed(f"{volume}: it is let go only to the member that asks")
         try:
-            return {"copy": copy_to_json(self._member.release(volume, self._asker))}
+            anew = request.get("anew") is True
+            return {"copy": copy_to_json(self._member.release(volume, self._asker, anew=anew))}
         except FollowRefused as error:
             return {"refused": error.reason, "in_use": isinstance(error, InUse)}
 

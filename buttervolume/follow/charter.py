@@ -7,7 +7,7 @@ its sizes and its numbers are checked here, once.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,6 +61,11 @@ class Charter:
     def version(self) -> Version:
         """The version that a snapshot with this charter holds."""
         return Version(self.line, self.seq)
+
+    def order(self, dropped: Collection[str]) -> tuple[bool, int, int]:
+        """What is the higher, the newer the terms are; those of a line that was given up, with an
+        epoch in `dropped`, hold no more."""
+        return machine.without(self.line, dropped) == self.line, len(self.line), self.seq
 
     def dump(self) -> bytes:
         """As JSON, on one line."""

@@ -100,8 +100,8 @@ class Decisions:
         if orphan is not None:
             charter = replace(charter, policy=parse_policy(orphan))
         with self._member.lock(volume, self._member.name, LOCK_PATIENCE):
-            if charter.line and not self._member.owns(volume):
-                raise NotOwner(volume, self._member.owner(volume))
+            if charter.line:
+                self._following.check_owner(volume)
             changed = self._member.change(volume, charter)
         self._rounds.soon(volume)
         return changed
@@ -171,8 +171,9 @@ class Decisions:
             line = max((machine.without(line, dropped) for line in lines), key=len)
             if not line:
                 raise FollowRefused(volume, f"nothing would be left without epoch {epoch}")
-            for link in answering:
-                link.hear(line, dropped)
+            for link, each in zip(answering, standings, strict=True):
+                own = machine.without(each.known, dropped)  # there may be a third line, still
+                link.hear(line if machine.begins(own, line) else own, dropped)
         self._rounds.soon(volume)
 
     def drop(self, volume: str) -> None:

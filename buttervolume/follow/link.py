@@ -45,8 +45,9 @@ class Link(Protocol):
     def report(self) -> Report:
         """What the member says of itself. Raises HostFailed."""
 
-    def release(self, grantee: str) -> Copy:
-        """Have the member let the volume go. Raises InUse, FollowRefused, HostFailed."""
+    def release(self, grantee: str, *, anew: bool = False) -> Copy:
+        """Have the member let the volume go, `anew` with a snapshot that is taken now. Raises
+        InUse, FollowRefused, HostFailed."""
 
     def hear(self, line: Line, dropped: frozenset[str]) -> None:
         """Have the member remember a line. Raises FollowRefused, HostFailed."""
@@ -87,7 +88,7 @@ class Here:
         """What this member says of itself."""
         return self._member.report(self._volume)
 
-    def release(self, grantee: str) -> Copy:
+    def release(self, grantee: str, *, anew: bool = False) -> Copy:
         """Nobody asks this host for its own volume."""
         raise AssertionError(grantee)
 
@@ -148,9 +149,9 @@ class Remote:
         except (BadCharter, KeyError) as error:
             raise self._nonsense(error) from error
 
-    def release(self, grantee: str) -> Copy:
-        """Have the member let the volume go."""
-        said = self._ask("release", limit=_LONG, grantee=grantee)
+    def release(self, grantee: str, *, anew: bool = False) -> Copy:
+        """Have the member let the volume go; one of an older version knows no `anew`."""
+        said = self._ask("release", limit=_LONG, grantee=grantee, anew=anew)
         if "refused" in said:
             kind = InUse if said.get("in_use") is True else FollowRefused
             raise kind(self._volume, str(said["refused"])[:1000])

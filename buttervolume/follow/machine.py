@@ -176,7 +176,8 @@ class Refuse:
 
 @dataclass(frozen=True)
 class GoOn:
-    """This member is the owner, or has let it go to nobody who began: it stays the owner."""
+    """This member is the owner, or has let it go to nobody who began: it stays the owner. So it
+    does if it has forgotten that, and no member knows of another."""
 
     line: Line
 
@@ -269,28 +270,26 @@ class Group:
         if owner not in standings:
             return self._without(f"its owner {owner} cannot be reached", line, standings, by_hand)
         standing = standings[owner]
-        is_whole = standing.held == line
-        if standing.role is Role.GRANTED:
-            grantee = standing.granted_to
-            if grantee is not None and grantee not in standings and grantee != self.me:
-                why = f"{owner} has let it go to {grantee}, which cannot be reached"
-                return self._without(why, line, standings, by_hand)
-            if owner == self.me and not is_whole:  # it was removed here, after a last snapshot
-                last = newest(standing.copies, line)
-                return Begin(How.HANDED, line, last) if last else Refuse("its last copy is gone")
-        elif standing.in_use and owner != self.me:  # whatever has become of its record
+        if standing.in_use and owner != self.me:  # whatever has become of its record
             return Refuse(f"in use on {owner}", may_pass=True)
-        elif standing.role is not Role.OWNER or not is_whole:
+        grantee = standing.granted_to if standing.role is Role.GRANTED else None
+        if grantee is not None and grantee not in standings and grantee != self.me:
+            why = f"{owner} has let it go to {grantee}, which cannot be reached"
+            return self._without(why, line, standings, by_hand)
+        is_whole = standing.held == line
+        if owner == self.me and is_whole and all(member in standings for member in self.members):
+            return GoOn(line)  # even if its record is lost: who had begun would say so
+        if not _has_the_last(standing, line, standings.values()):
             return self._without(f"its owner {owner} has lost it", line, standings, by_hand)
-        if owner == self.me:
-            return GoOn(line)
+        if owner == self.me:  # else it was removed here, after a last snapshot
+            return (
+                GoOn(line) if is_whole else Begin(How.HANDED, line, newest(standing.copies, line))
+            )
         if by_hand:
             return Refuse(
                 f"its owner {owner} answers: stop what uses it there, if anything does, and it is "
-                "handed over when it is mounted here"
+                "handed over when it is mounted here; if it cannot let it go, shut that host down"
             )
-        if standing.in_use:
-            return Refuse(f"in use on {owner}", may_pass=True)
         return AskFor(owner, line)
 
     def _first(self, standings: Mapping[str, Standing]) -> Decision:
@@ -311,24 +310,34 @@ class Group:
         """What to do where the owner says nothing."""
         copies = [copy for standing in standings.values() for copy in standing.copies]
         best = newest(copies, line)
+        if best is None:
+            all_answer = all(member in standings for member in self.members)
+            way_out = "; to make it anew, first: buttervolume follow drop" if all_answer else ""
+            return Refuse(f"{why}; there is no copy in reach{way_out}")
+        take = "to go on with that, if nothing newer comes back: buttervolume follow take"
         if self.policy is Policy.REFUSE and not by_hand:
-            known = (
-                f"the newest copy in reach is {best.snapshot} on {best.member}"
-                if best
-                else ("there is no copy in reach")
-            )
-            return Refuse(f"{why}; {known}")
+            known = f"the newest copy in reach is {best.snapshot} on {best.member}"
+            return Refuse(f"{why}; {known}; {take}")
         if not by_hand and not is_majority(len(standings), len(self.members)):
             return Refuse(
                 f"{why}, and only {len(standings)} of {len(self.members)} members can be reached"
             )
-        if best is None:
-            return Refuse(f"{why}, and there is no copy in reach")
         return Begin(How.TAKEN, line, best)
 
     def must_tell(self) -> bool:
         """Whether a majority must know a line before a container starts in it."""
         return self.policy is Policy.LATEST and len(self.members) > 2
+
+
+def _has_the_last(owner: Standing, line: Line, standings: Iterable[Standing]) -> bool:
+    """Whether an owner has what was written last: in its volume or, where that was removed after it
+    was let go, in a snapshot that is as new as any."""
+    if owner.held == line:
+        return owner.role in (Role.OWNER, Role.GRANTED)
+    if owner.role is not Role.GRANTED:
+        return False
+    best = newest((copy for standing in standings for copy in standing.copies), line)
+    return best is not None and any(copy.version == best.version for copy in owner.copies)
 
 
 # Mount, step by step
@@ -360,9 +369,12 @@ class Release:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Bring a copy here: True, or a refusal."""
+    """Bring a copy here: True, another one that has come in its place, or a refusal."""
 
     copy: Copy
+    is_final: bool = False
+    """Whether the owner has let the volume go with it. It can take another one, where something
+    else has the name here."""
 
 
 @dataclass(frozen=True)
@@ -430,6 +442,9 @@ class Acquire:
                 assert isinstance(self.begin, Begin)
                 return self._fetch(replace(self.begin, copy=result), new_id)
             case Fetch():
+                if isinstance(result, Copy):
+                    assert self.begin is not None
+                    return replace(self, begin=replace(self.begin, copy=result))._publish(new_id)
                 return self._publish(new_id) if result is True else self._refused(result)
             case Publish(line) | Resume(line):
                 return self._tell(line) if result is True else self._refused(result)
@@ -462,7 +477,7 @@ class Acquire:
             case Refuse(reason, may_pass):
                 return self._end(reason, may_pass=may_pass)
             case GoOn(line):
-                if result[self.group.me].role is Role.GRANTED:
+                if result[self.group.me].role is not Role.OWNER:
                     return replace(self, step=Resume(line))
                 return self._tell(line)
             case AskFor(owner, line):
@@ -474,7 +489,7 @@ class Acquire:
         going = replace(self, begin=begin)
         if begin.copy is None or begin.copy.member == self.group.me:
             return going._publish(new_id)
-        return replace(going, step=Fetch(begin.copy))
+        return replace(going, step=Fetch(begin.copy, begin.how is How.HANDED))
 
     def _publish(self, new_id: str) -> "Acquire":
         assert self.begin is not None
@@ -499,9 +514,10 @@ class Acquire:
 
 def is_superseded(mine: Standing, line: Line) -> bool:
     """Whether a line that was heard of says that somebody else goes on with what was this
-    member's."""
+    member's, even if that has forgotten what it was."""
+    was_owner = mine.role in (Role.OWNER, Role.GRANTED, Role.SUPERSEDED)
     return (
-        mine.role in (Role.OWNER, Role.GRANTED, Role.SUPERSEDED)
+        (was_owner or (mine.role is Role.NONE and bool(mine.held)))
         and bool(line)
         and begins(mine.known, line)
         and line[-1].owner != mine.member

@@ -44,6 +44,8 @@ NOT_SEEN_LIMIT = 30.0
 _ATTRIBUTE = attributes.PREFIX + attributes.FOLLOW
 _MOST_TOLD = 500
 """Copies that a member tells the others of, beside the newest of each line."""
+_WAY_OUT = "; put it back from a backup, or remove it"
+"""What to do about a file that cannot be understood."""
 _TICK = 0.1
 _LONGEST_NOTE = 1024
 
@@ -159,7 +161,7 @@ class Member:
             _worth_telling([copy for copy, _ in told]),
         )
         charters = [charter for _, charter in told] + ([own] if own else [])
-        newest = max(charters, key=lambda each: (len(each.line), each.seq), default=None)
+        newest = max(charters, key=lambda each: each.order(record.dropped), default=None)
         return Report(standing, newest, self.forks(volume))
 
     def standing(self, volume: str) -> Standing:
@@ -198,8 +200,10 @@ class Member:
             return Record.load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Record()
-        except (OSError, BadCharter, UnicodeDecodeError) as error:
+        except OSError as error:
             raise OperationFailed(f"read {path}", error) from error
+        except (BadCharter, UnicodeDecodeError) as error:
+            raise OperationFailed(f"read {path}", f"{error}{_WAY_OUT}") from error
 
     def remember(self, volume: str, record: Record) -> None:
         """Remember that from now on, over power cuts, too."""
@@ -317,8 +321,10 @@ class Member:
             return {str(user): float(since) for user, since in uses.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except OSError as error:
             raise OperationFailed(f"read {path}", error) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise OperationFailed(f"read {path}", f"{error}{_WAY_OUT}") from error
 
     def _change_uses(
         self, volume: str, change: Callable[[dict[str, float]], dict[str, float]]
@@ -370,9 +376,10 @@ class Member:
         """Whether a host has got a snapshot, by its marker."""
         return self._catalog.exists(f"{snapshot}@{host}")
 
-    def release(self, volume: str, grantee: str | None) -> Copy:
-        """Let a volume go, to another member or (None) to any that asks, and say what it held;
-        raises FollowRefused if it is in use, or not this member's to give."""
+    def release(self, volume: str, grantee: str | None, *, anew: bool = False) -> Copy:
+        """Let a volume go, to another member or (None) to any that asks, and say what it held, in a
+        snapshot that is taken `anew` even if there is one; raises FollowRefused if it is in use, or
+        not this member's to give."""
         standing = self.standing(volume)
         if grantee is not None:
             if standing.in_use:
@@ -380,9 +387,10 @@ class Member:
             self.check_nothing_nested(volume)
         owns = standing.role in (Role.OWNER, Role.GRANTED)
         if owns and standing.held == standing.known and standing.held:
-            final = self._copy_of(volume, self.snapshot(volume))
-        elif standing.role is Role.GRANTED and not standing.held:
-            final = machine.newest(standing.copies, standing.known)  # the volume was removed since
+            name = self._snapshots.take(volume).name if anew else self.snapshot(volume)
+            final = self._copy_of(volume, name)
+        elif standing.role is Role.GRANTED:  # the volume was removed since, or is an older one
+            final = machine.newest(standing.copies, standing.known)
         else:
             raise FollowRefused(volume, f"{self.name} does not own it")
         if final is None:
@@ -502,6 +510,7 @@ class Member:
             info = btrfs.info(path)
             with self._volumes.mutexes.hold(volume):
                 self._check_unused(volume)
+                self.check_nothing_nested(volume)  # it would be in no fork
                 self._keep_fork(volume, Version(line, charter.seq))
                 with self._volumes.changing_hands.hold(volume):
                     self._check_unused(volume)
@@ -535,12 +544,15 @@ class Member:
         and any member that asks may go on from that; elsewhere changes of its own are kept as a
         fork."""
         standing = self.report(volume, with_use=False).standing
-        if not standing.held:  # nobody has ever used it here
+        if not standing.known:  # nobody has ever used it
             return
         if standing.role in (Role.OWNER, Role.GRANTED) and standing.held == standing.known:
             self.release(volume, None)
-        else:
+        elif standing.held and standing.role is not Role.GRANTED:
             self.give_up(volume, machine.tip(standing.known))
+        else:  # the others go on with a snapshot that is here, or what is here was never followed
+            with self._volumes.mutexes.hold(volume):
+                self._keep_fork(volume, machine.tip(standing.known))
 
     def _keep_fork(self, volume: str, tip: Version) -> None:
         """Keep what a volume holds, if the version that takes its place does not contain it; its
@@ -552,6 +564,7 @@ class Member:
         ):
             if (charter is None or not charter.line) and next(entries, None) is None:
                 return  # the empty volume that Docker had made here
+        btrfs.sync(self._catalog.path)  # what is not on the disk yet would not show
         snapshot = self._snapshots.unchanged_since(volume)
         if snapshot is not None and snapshot in self._catalog.forks(volume):
             return  # it is kept already
@@ -617,4 +630,6 @@ def _worth_telling(copies: list[Copy]) -> tuple[Copy, ...]:
 def check_owner(member: Member, volume: str) -> None:
     """Raise NotOwner if a volume follows its service, and this host does not own it."""
     if member.charter(volume) is not None and not member.owns(volume):
-        raise NotOwner(volume, member.owner(volume))
+        owner = member.owner(volume)
+        # who has let it go owns it again once it is mounted there
+        raise NotOwner(volume, None if owner == member.name else owner)

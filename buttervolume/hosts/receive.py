@@ -17,7 +17,7 @@ from buttervolume.errors import (
     SnapshotBusy,
     TransferBusy,
 )
-from buttervolume.hosts import lineage
+from buttervolume.hosts import intake, lineage
 from buttervolume.hosts.intake import Intake, Space, bind_warning, takes_changes
 from buttervolume.hosts.lineage import Copy, Facts, Side
 from buttervolume.hosts.local import Local
@@ -123,12 +123,20 @@ class Receiver:
                 return Received(str(origin.name))
             if state is Copy.FOREIGN:
                 raise CopyInTheWay(str(origin.name))
+            self._remove_what_is_left(origin.name)
             is_bound = not takes_changes(self._local.path)
             usable = may_be_changes and not is_bound
             with self._parent(origin, there, here if usable else Side()) as parent:
                 self._stream(origin, parent, peer, transfer)
         warning = bind_warning("this host", self._local.path) if is_bound else ""
         return Received(str(origin.name), warning)
+
+    def _remove_what_is_left(self, name: SnapshotName) -> None:
+        """Remove what a transfer that is over has left of a copy here, whoever was its sender, who
+        may never come again. Raises PartialCopyBusy if it is not over."""
+        note = intake.read_note(self._local.path / names.receiving_note(str(name)))
+        if note is not None:
+            intake.discard(self._local.path, name, note.sender, without_note=False)
 
     def _origin(self, volume: str, wanted: SnapshotName | None, host: str, there: Side) -> Facts:
         """The snapshot there that is to come."""

@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 
 from buttervolume.follow.machine import Lock
+from buttervolume.names import RECEIVING
 from tests.hosts.follow import LONG, Container, Node, Trio
 from tests.hosts.harness import MEBIBYTE, SNAPSHOTS, VOLUMES
 from tests.support.network import Network
@@ -376,6 +377,197 @@ def test_what_its_owner_removes_the_others_go_on_with(trio: Trio, volume: str) -
     assert trio.ann.read(volume, "log") == "1"
 
 
+def test_an_owner_that_lost_its_last_copy_keeps_nobody_from_going_on(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    trio.ann.api.call("Remove", Name=volume)
+    trio.ann.cli("rm", *trio.ann.copies(volume))
+    said = trio.bob.mount(volume)
+    assert "its owner ann has lost it" in said
+    assert "follow take" in said
+    trio.bob.cli("follow", "take", "--yes", volume)
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+
+
+def test_what_nobody_has_a_copy_of_is_dropped_and_made_anew(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    for node in trio.nodes:
+        node.api.call("Remove", Name=volume)
+        node.cli("rm", *node.copies(volume))
+    everywhere(trio, volume)
+    assert "follow drop" in trio.bob.mount(volume)
+    assert "follow drop" in trio.ann.mount(volume)
+    drop(trio.bob, volume)
+    everywhere(trio, volume)
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.status(volume)["Epoch"] == 1
+
+
+def test_an_owner_that_lost_its_records_goes_on_once_all_members_answer(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.ann.daemon.stop()
+    trio.ann.run("rm", f"/etc/buttervolume/follow/{volume}.json")
+    trio.ann.boot()
+    with trio.without(trio.cleo):
+        assert "its owner ann has lost it" in trio.ann.mount(volume)
+    assert "its owner ann has lost it" in trio.bob.mount(volume)
+    trio.ann.start_service(volume).stop()
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+
+
+def test_a_member_whose_record_is_damaged_is_as_good_as_one_that_is_down(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume, orphan="latest")
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    trio.bob.write(f"/etc/buttervolume/follow/{volume}.json", "{")
+    trio.cleo.start_service(volume).stop()
+    assert trio.cleo.read(volume, "log") == "1"
+    said = trio.bob.mount(volume)
+    assert f"follow/{volume}.json" in said
+    assert "remove it" in said
+    trio.cleo.write(f"/etc/buttervolume/follow/{volume}.json", "{")
+    said = trio.ann.mount(volume)
+    assert f"/{volume}.json" in said, "who may use it is not taken for a host that is down"
+    trio.bob.run("rm", f"/etc/buttervolume/follow/{volume}.json")
+    trio.cleo.run("rm", f"/etc/buttervolume/follow/{volume}.json")
+    trio.cleo.start_service(volume).stop()
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+
+
+def test_what_is_nested_in_a_volume_that_would_be_replaced_is_not_lost(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    replicated(trio, volume, "1")
+    nested = f"{VOLUMES}/{volume}/inner"
+    trio.ann.run("btrfs", "subvolume", "create", nested)
+    trio.ann.write(f"{nested}/file", "only here")
+    with trio.without(trio.ann):
+        trio.bob.cli("follow", "take", "--yes", volume)
+        used_on(trio.bob, volume, "2")
+    assert "inner" in trio.ann.mount(volume)
+    assert trio.ann.read(volume, "inner/file") == "only here"
+    trio.ann.run("mv", nested, f"{VOLUMES}/{volume}-inner")
+    trio.ann.start_service(volume).stop()
+    assert trio.ann.read(volume, "log") == "2"
+    assert trio.ann.read(f"{volume}-inner", "file") == "only here"
+
+
+def test_what_a_volume_held_before_it_followed_is_kept_when_it_is_removed(
+    trio: Trio, volume: str
+) -> None:
+    trio.bob.create(volume)
+    trio.bob.file(volume, "log").write_text("from bob before")
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    wait_until(lambda: trio.bob.status(volume)["Owner"], LONG, "bob to have a whole copy")
+    trio.bob.api.call("Remove", Name=volume)
+    assert trio.bob.has_file(volume, "log", "from bob before")
+    trio.bob.follow(volume, ALL)
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+    [fork] = trio.bob.forks(volume)
+    assert trio.bob.copied_file(fork, "log").read_text() == "from bob before"
+
+
+def test_an_older_volume_that_is_put_back_does_not_keep_others_from_the_last_snapshot(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.ann.api.call("Remove", Name=volume)
+    trio.ann.follow(volume, ALL)
+    used_on(trio.ann, volume, "2")
+    trio.ann.api.call("Remove", Name=volume)
+    [older, _] = [
+        v
+        for v in json.loads(trio.ann.cli("removed", "--json").stdout)["Removed"]
+        if v["Name"] == volume
+    ]
+    trio.ann.cli("undelete", f"{volume}@{older['Date']}")
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "2"
+
+
+def test_undeleted_under_another_name_it_follows_nobody(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    used_on(trio.ann, volume, "1")
+    trio.ann.api.call("Remove", Name=volume)
+    old = f"{volume}-old"
+    trio.ann.cli("undelete", volume, old)
+    assert "Owner" not in trio.ann.status(old)
+    assert trio.ann.mount(old) == ""
+    assert trio.ann.read(old, "log") == "1"
+
+
+# Copies that are in the way
+
+
+def kept_from(trio: Trio, node: Node, volume: str) -> str:
+    """The name of a snapshot of ann's that another member has not got yet."""
+    used_on(trio.ann, volume, "0")
+    replicated(trio, volume, "0")
+    with trio.without(node):
+        used_on(trio.ann, volume, "1")
+        replicated(trio, volume, "1", *(each for each in trio.nodes if each is not node))
+        trio.ann.daemon.stop()  # whose rounds would bring it
+    return trio.ann.copies(volume)[-1]
+
+
+def test_what_a_transfer_from_a_third_host_left_behind_is_replaced(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume)
+    name = kept_from(trio, trio.bob, volume)
+    trio.bob.run("btrfs", "subvolume", "create", f"{SNAPSHOTS}/{name}")
+    trio.bob.write(f"{SNAPSHOTS}/{RECEIVING}{name}", f"cleo\n{name}\n")
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+    assert trio.bob.unfinished(volume) == []
+
+
+@pytest.mark.parametrize("kind", ["whole", "partial"])
+def test_a_name_that_is_taken_where_the_volume_goes_does_not_keep_it(
+    trio: Trio, volume: str, kind: str
+) -> None:
+    """As where names have seconds only, and two hosts took a snapshot in the same one."""
+    everywhere(trio, volume)
+    name = kept_from(trio, trio.bob, volume)
+    trio.bob.run("btrfs", "subvolume", "create", f"{SNAPSHOTS}/{name}")
+    trio.bob.write(f"{SNAPSHOTS}/{name}/file", "bob's own")
+    if kind == "whole":
+        trio.bob.run("btrfs", "property", "set", f"{SNAPSHOTS}/{name}", "ro", "true")
+    trio.bob.start_service(volume).stop()
+    assert trio.bob.read(volume, "log") == "1"
+    assert trio.bob.copied_file(name, "file").read_text() == "bob's own"
+
+
+def test_a_copy_that_came_by_a_third_host_is_not_in_the_way(trio: Trio, volume: str) -> None:
+    everywhere(trio, volume, orphan="latest")
+    name = kept_from(trio, trio.cleo, volume)
+    with trio.without(trio.ann):
+        trio.cleo.boot_killed_at("fetch")
+        assert trio.cleo.mount(volume) == "no answer"
+        trio.cleo.daemon.process.wait(LONG)
+        trio.cleo.boot()
+    assert name in trio.cleo.copies(volume)
+    trio.cleo.start_service(volume).stop()
+    assert trio.cleo.read(volume, "log") == "1"
+    assert trio.cleo.forks(volume) == []
+
+
 def test_two_hosts_with_one_name_are_an_error_and_no_dead_host(trio: Trio, volume: str) -> None:
     everywhere(trio, volume, orphan="latest")
     used_on(trio.ann, volume, "1")
@@ -446,6 +638,7 @@ def two_lines(trio: Trio, volume: str) -> None:
 
 def test_after_two_takes_the_lines_are_named_and_one_is_given_up(trio: Trio, volume: str) -> None:
     two_lines(trio, volume)
+    trio.cleo.cli("follow", volume, "--members", "bob:cleo")  # of a line that is given up
     said = trio.bob.mount(volume)
     assert "two lines" in said
     assert trio.bob.cli("follow", volume, check=False).returncode == 1
@@ -466,6 +659,25 @@ def test_after_two_takes_the_lines_are_named_and_one_is_given_up(trio: Trio, vol
     assert trio.cleo.read(clone, "log") == "cleo alone"
     assert "Owner" not in trio.cleo.status(clone)
     assert trio.cleo.forks(volume) == []
+
+
+def test_a_member_that_takes_long_to_receive_keeps_no_other_from_its_copies(
+    trio: Trio, volume: str
+) -> None:
+    everywhere(trio, volume)
+    service = trio.ann.start_service(volume)
+    replicated_once = partial(trio.bob.copies, volume)
+    wait_until(replicated_once, LONG, "the first round")
+    service.write("log", "1")
+    with trio.cleo.receiving_nothing():
+        trio.ann.cli("follow", volume, "--every", "7")  # has a round at once
+        wait_until(lambda: trio.cleo.unfinished(volume), LONG, "the copy to be on its way")
+        service.write("log", "2")
+        trio.ann.cli("follow", volume, "--every", "8")
+        replicated(trio, volume, "2", trio.bob)
+        assert trio.cleo.unfinished(volume)
+    service.stop()
+    replicated(trio, volume, "2", trio.cleo)
 
 
 def test_who_takes_goes_on_and_what_the_owner_had_is_a_fork(trio: Trio, volume: str) -> None:

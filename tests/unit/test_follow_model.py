@@ -8,17 +8,25 @@ import pytest
 from hypothesis import settings
 
 from buttervolume.follow.machine import (
+    Acquire,
+    AskFor,
+    Base,
     Begin,
     Copy,
     Decision,
     Epoch,
+    Fetch,
+    GoOn,
     Group,
     How,
     Policy,
+    Publish,
     Refuse,
+    Resume,
     Role,
     Standing,
     Version,
+    is_superseded,
 )
 from tests.support.follow_world import (
     Limits,
@@ -187,3 +195,106 @@ def test_the_first_user_is_not_joined_by_another_where_it_was_used_before_it_fol
 
     assert group.decide(standings) == Refuse("in use on a", may_pass=True)
     assert isinstance(Group("a", ("a", "b"), Policy.REFUSE).decide(standings), Begin)
+
+
+LINE = (Epoch("aaaa", "a", None, How.FIRST),)
+ALL = ("a", "b", "c")
+
+
+def copy_of(member: str, seq: int) -> Copy:
+    return Copy(member, f"v@{seq}", Version(LINE, seq))
+
+
+def let_go(*copies: Copy) -> Standing:
+    """An owner that let the volume go, which was removed there then."""
+    return Standing("a", LINE, (), Role.GRANTED, copies=copies)
+
+
+def replica(member: str, *copies: Copy) -> Standing:
+    return Standing(member, LINE, (), Role.REPLICA, copies=copies)
+
+
+def said(decision: Decision) -> str:
+    assert isinstance(decision, Refuse)
+    return decision.reason
+
+
+def test_what_was_removed_is_gone_on_with_from_its_last_copy() -> None:
+    standings = {"a": let_go(copy_of("a", 2)), "b": replica("b", copy_of("b", 2))}
+
+    assert Group("b", ALL, Policy.REFUSE).decide(standings) == AskFor("a", LINE)
+    decision = Group("a", ALL, Policy.REFUSE).decide(standings)
+    assert decision == Begin(How.HANDED, LINE, copy_of("a", 2))
+
+
+@pytest.mark.parametrize("left", [(), (copy_of("a", 1),)], ids=["no copy", "an older one"])
+@pytest.mark.parametrize("me", ["a", "b"])
+def test_an_owner_that_lacks_the_last_copy_hands_nothing_over(
+    left: tuple[Copy, ...], me: str
+) -> None:
+    standings = {"a": let_go(*left), "b": replica("b", copy_of("b", 2))}
+
+    reason = said(Group(me, ALL, Policy.REFUSE).decide(standings))
+
+    assert "its owner a has lost it" in reason
+    assert "v@2 on b" in reason
+    assert "follow take" in reason
+    by_hand = Group(me, ALL, Policy.REFUSE).decide(standings, by_hand=True)
+    assert by_hand == Begin(How.TAKEN, LINE, copy_of("b", 2))
+
+
+def test_where_nobody_has_a_copy_it_can_be_dropped() -> None:
+    standings = {"a": let_go(), "b": replica("b"), "c": replica("c")}
+    group = Group("b", ALL, Policy.LATEST)
+
+    assert "follow drop" in said(group.decide(standings))
+    assert "follow drop" in said(group.decide(standings, by_hand=True))
+    del standings["c"]
+    assert "follow drop" not in said(group.decide(standings)), "c may have one"
+
+
+def test_what_was_let_go_and_is_used_is_not_taken() -> None:
+    used = Standing("a", LINE, LINE, Role.GRANTED, "c", in_use=True, copies=(copy_of("a", 2),))
+    standings = {"a": used, "b": replica("b", copy_of("b", 2))}
+
+    decision = Group("b", ("a", "b", "c"), Policy.LATEST).decide(standings)
+
+    assert decision == Refuse("in use on a", may_pass=True)
+
+
+@pytest.mark.parametrize("role", [Role.NONE, Role.REPLICA, Role.SUPERSEDED])
+def test_an_owner_that_has_forgotten_it_goes_on_if_all_members_know_of_nobody_else(
+    role: Role,
+) -> None:
+    forgetful = Standing("a", LINE, LINE, role, copies=(copy_of("a", 2),))
+    standings = {"a": forgetful, "b": replica("b"), "c": replica("c")}
+    group = Group("a", ALL, Policy.REFUSE)
+
+    assert group.decide(standings) == GoOn(LINE)
+    acquire = Acquire.start(group)
+    for _ in ALL:
+        acquire = acquire.after(True)
+    assert acquire.after(standings).step == Resume(LINE), "it is on its disk again"
+    assert "a has lost it" in said(Group("b", ALL, Policy.REFUSE).decide(standings))
+    del standings["c"]
+    assert "a has lost it" in said(group.decide(standings)), "c may have begun"
+
+
+def test_who_has_forgotten_that_it_owned_it_is_superseded_as_well() -> None:
+    taken = (*LINE, Epoch("bbbb", "b", Base(0, 2), How.TAKEN))
+
+    assert is_superseded(Standing("a", taken, LINE), taken)
+    assert not is_superseded(Standing("a", LINE, LINE), LINE)
+    assert not is_superseded(Standing("c", taken, ()), taken), "it never had it"
+
+
+def test_what_came_in_the_place_of_a_copy_is_what_the_epoch_begins_with() -> None:
+    acquire = Acquire.start(Group("b", ("a", "b"), Policy.REFUSE)).after(True).after(True)
+    owner = Standing("a", LINE, LINE, Role.OWNER, copies=(copy_of("a", 2),))
+    fetching = acquire.after({"a": owner, "b": replica("b")}).after(copy_of("a", 2))
+    assert fetching.step == Fetch(copy_of("a", 2), is_final=True)
+
+    begun = fetching.after(copy_of("a", 3), "bbbb")
+
+    epoch = Epoch("bbbb", "b", Base(0, 3), How.HANDED)
+    assert begun.step == Publish((*LINE, epoch), copy_of("a", 3))
