@@ -44,6 +44,8 @@ class _Going:
     """Whether the volume may be used, by those who waited for it."""
     reason: str = "its members are being asked"
     """Why not; of the last attempt, while there may be another."""
+    may_pass: bool = False
+    """Whether another attempt may succeed."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +152,26 @@ class Following:
         return True
 
     def _wait(self, volume: str, user: str) -> None:
-        """Wait for an acquisition, a new one or one that is under way."""
-        with self._guard:
-            going = self._going.get(volume)
-            if going is None:
-                going = self._going[volume] = self._begin(volume)
-            going.users.add(user)
-        if not going.done.wait(self._patience):
+        """Wait for an acquisition, a new one or one that is under way; if that began long before
+        and ends soon, for the next one."""
+        deadline = time.monotonic() + self._patience
+        while True:
             with self._guard:
-                if not going.is_settled:  # else it has just succeeded
-                    going.users.discard(user)
-                    raise FollowRefused(volume, f"{self._story(going)}; it is tried again")
-            going.done.wait()
-        if going.reason:
-            raise FollowRefused(volume, going.reason)
+                going = self._going.get(volume)
+                if going is None:
+                    going = self._going[volume] = self._begin(volume)
+                going.users.add(user)
+            if not going.done.wait(max(0.0, deadline - time.monotonic())):
+                with self._guard:
+                    if not going.is_settled:  # else it has just succeeded
+                        going.users.discard(user)
+                        raise FollowRefused(volume, f"{self._story(going)}; it is tried again")
+                going.done.wait()
+            if not going.reason:
+                return
+            if not going.may_pass or time.monotonic() > deadline:
+                raise FollowRefused(volume, going.reason)
+            time.sleep(_PAUSE)  # `take` goes before
 
     def _story(self, going: _Going) -> str:
         copy = going.progress.fetching
@@ -201,7 +209,7 @@ class Following:
                 answer = self._acquirer.acquire(
                     volume, going.progress, done, heard, by_hand=by_hand
                 )
-                going.reason = answer.reason
+                going.reason, going.may_pass = answer.reason, answer.may_pass
                 if not answer.may_pass or by_hand or time.monotonic() > deadline:
                     break
                 with self._guard:
@@ -210,9 +218,10 @@ class Following:
                 time.sleep(_PAUSE)
         except ButtervolumeError as error:
             going.reason = error.reason if isinstance(error, FollowRefused) else str(error)
+            going.may_pass = False
         except Exception as error:  # noqa: BLE001 - a Mount waits for an answer, whatever happens
             self._log.exception("%s: unexpected fault", volume)
-            going.reason = f"unexpected fault: {error!r}"
+            going.reason, going.may_pass = f"unexpected fault: {error!r}", False
         finally:
             with self._guard:
                 if self._going.get(volume) is going:
