@@ -326,7 +326,11 @@ def _hold_note(directory: Path, name: SnapshotName, sender: str) -> Iterator[_He
             raise CopyInTheWay(str(name))
         if before.sender != sender:
             raise PartialCopyBusy(str(name), before.sender)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    made = 0 if before else os.O_CREAT
+    try:
+        descriptor = os.open(path, os.O_WRONLY | made | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:  # it has gone just now, and what is there may be whole
+        raise PartialCopyBusy(str(name), sender) from None
     held = _Held(path, descriptor)
     try:
         _lock(held, name, sender)

@@ -96,6 +96,8 @@ class Receiver:
             except NoSuchParent:
                 self._log.info("%s: no parent here is for sure; receiving in full", name)
                 return self._receive(volume, wanted, host, transfer, may_be_changes=False)
+            except CopyInTheWay:  # if somebody else has brought it since the look, all is well
+                return self._receive(volume, wanted, host, transfer, may_be_changes=False)
 
     def _receive(
         self,

@@ -447,6 +447,30 @@ def test_what_gets_the_name_while_a_note_is_made_is_not_touched(
     assert entries(land.snapshots) == [ONE, "other@2026"]
 
 
+def test_what_becomes_whole_while_its_note_is_read_is_not_touched(
+    land: Land, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a transfer that ends between the look at its note and what follows from that."""
+    land.snapshot(volume, ONE)
+    stream, announced = land.stream(ONE), land.announced(ONE)
+    land.receive(stream, announced)
+    note = land.snapshots / names.receiving_note(ONE)
+    note.write_text(f"alpha\n{ONE}\n")
+    real = intake.read_note
+
+    def read_late(path: Path) -> intake.Note | None:
+        found = real(path)
+        path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(intake, "read_note", read_late)
+    with pytest.raises(PartialCopyBusy):
+        land.receive(stream, announced)
+
+    assert listing(land.snapshots / ONE) == listing(land.origin / ONE)
+    assert not note.exists()
+
+
 def test_a_sweep_removes_what_is_left_of_the_sender(land: Land) -> None:
     subvolume(land.snapshots / ONE, {"half": "half"})
     (land.snapshots / names.receiving_note(ONE)).write_text(f"alpha\n{ONE}\n")

@@ -47,6 +47,7 @@ class Plain:  # its outcomes print as plainly as can be
         made = Replication(volumes, catalog, snapshots, transfers=transfers, **parameters)
         self._made = made
         self.replicate, self.synchronize = made.replicate, made.synchronize
+        self.receive = made.receive
 
     def send(self, snapshot, host, **how):
         self._made.send(snapshot, host, **how)

@@ -84,6 +84,35 @@ def test_from_a_host_that_cannot_mark_what_was_received_it_comes_all_the_same(
     assert alpha.daemon.log()[before:].count("beta does not keep") == 2
 
 
+BROUGHT_MEANWHILE = """
+from buttervolume.errors import CopyInTheWay
+from buttervolume.hosts.intake import Intake
+receive = Intake.receive
+
+def brought(self, name, *rest, **more):
+    Intake.receive = receive
+    receive(self, name, *rest, **more)
+    raise CopyInTheWay(str(name))
+
+Intake.receive = brought
+"""
+
+
+@pytest.mark.usefixtures("with_peer")
+def test_what_somebody_else_brings_between_the_look_and_the_transfer_is_here(
+    alpha: Host, beta: Host, there: str
+) -> None:
+    """As the owner of a followed volume may, while another member mounts it."""
+    name = snapshot_with(beta, there, "file", b"1")
+
+    said = alpha.program(
+        f"{BROUGHT_MEANWHILE}print(replication().receive({name!r}, 'beta').snapshot)"
+    )
+
+    assert said == f"{name}\n"
+    assert equal(alpha, beta, name)
+
+
 @pytest.mark.usefixtures("with_peer")
 def test_a_snapshot_can_be_named(alpha: Host, beta: Host, there: str) -> None:
     older = snapshot_with(beta, there, "file", b"1")
