@@ -421,6 +421,8 @@ class Rounds:
                 self._log.warning("%s: %s did not get it: %s", copy.snapshot, member, failure)
             with self._guard:
                 self._failures.setdefault(volume, {})[member] = failure
+                if failure:  # this host may have been cut off: the next Mount asks them all
+                    self._asked.pop(volume, None)
 
         threads = [threading.Thread(target=send, args=(other,), daemon=True) for other in others]
         for thread in threads:

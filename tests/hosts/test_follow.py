@@ -459,6 +459,7 @@ def test_what_is_nested_in_a_volume_that_would_be_replaced_is_not_lost(
     with trio.without(trio.ann):
         trio.bob.cli("follow", "take", "--yes", volume)
         used_on(trio.bob, volume, "2")
+    trio.ann.look_after(volume)  # it may not have noticed that it was cut off
     assert "inner" in trio.ann.mount(volume)
     assert trio.ann.read(volume, "inner/file") == "only here"
     trio.ann.run("mv", nested, f"{VOLUMES}/{volume}-inner")

@@ -8,7 +8,7 @@ import pytest
 from buttervolume.errors import HostFailed, OperationFailed
 from buttervolume.follow.charter import Charter, Report
 from buttervolume.follow.link import Remote
-from buttervolume.follow.machine import Role, Standing
+from buttervolume.follow.machine import Copy, Role, Standing, Version
 from buttervolume.follow.member import Member
 from buttervolume.follow.rounds import Rounds
 from buttervolume.hosts.session import Session
@@ -72,3 +72,23 @@ def test_one_that_could_not_be_read_for_a_moment_is_found_later(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
     assert rounds.followed() == ("one", "two")
+
+
+def test_after_a_send_that_failed_the_members_are_asked_before_the_next_mount() -> None:
+    """This host may be the one that was cut off, and another one may have taken over."""
+    member = create_autospec(Member, instance=True)
+    member.name = "alpha"
+    member.report.return_value = Report(Standing("alpha", (), (), Role.OWNER), CHARTER, ())
+    member.has_marked.return_value = False
+    member.copy.return_value = Copy("alpha", "db@2026", Version((), 1))
+    reports = dict.fromkeys(CHARTER.members, member.report.return_value)
+
+    def send(snapshot: str, host: str) -> None:
+        if is_cut:
+            raise HostFailed(host, "Connection timed out")
+
+    rounds = Rounds(member, lambda *_: pytest.fail("nobody is to be asked"), send, lambda _: None)
+    for is_cut in (False, True):
+        rounds.saw("db", dict.fromkeys(CHARTER.members, create_autospec(Remote)), reports)
+        assert rounds.push("db").wait(60)
+        assert rounds.asked_lately("db", CHARTER) is not is_cut
