@@ -146,7 +146,6 @@ class Contents:
             if not self._volumes.exists(target):
                 self._make_volume(source, target, "restore")
             else:
-                self._volumes.synchronized.check_free(target)
                 backup, users = self._replace(source, target, path, force=force)
                 if users:
                     warnings.append(
@@ -177,8 +176,10 @@ class Contents:
         return latest, warnings
 
     def check_target(self, target: str, volume: str, *, force: bool) -> None:
-        """Raise what a restore of a snapshot of a volume into the target would now: BadName or
-        NotAVolume if it is not there, VolumeMounted or NestedSubvolumes if it is, without force."""
+        """Raise what a restore of a snapshot of a volume into the target would now: VolumeBusy
+        while it is synchronized, BadName or NotAVolume if it is not there, VolumeMounted or
+        NestedSubvolumes if it is, without force."""
+        self._volumes.synchronized.check_free(target)
         if self._volumes.exists(target):
             if not force:
                 self._check_replaceable(target)
