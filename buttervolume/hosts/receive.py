@@ -97,6 +97,8 @@ class Receiver:
                 self._log.info("%s: no parent here is for sure; receiving in full", name)
                 return self._receive(volume, wanted, host, transfer, may_be_changes=False)
             except CopyInTheWay:  # if somebody else has brought it since the look, all is well
+                if transfer.phase == "looking":  # it was there before
+                    raise
                 return self._receive(volume, wanted, host, transfer, may_be_changes=False)
 
     def _receive(
