@@ -246,14 +246,19 @@ def test_what_has_been_kept_for_its_time_goes(store: Store, removed: Removed, cl
     assert entries(store.place.volumes) == []
 
 
+def remove_in_turn(store: Store, removed: Removed, clock: Clock, *volumes: str) -> None:
+    """Make and remove volumes, one a minute."""
+    for volume in volumes:
+        make(store, volume)
+        removed.remove(volume)
+        clock.time += timedelta(minutes=1)
+
+
 def test_where_there_is_too_little_room_the_oldest_goes_before_its_time(
     store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     removed = Removed(store.volumes, DATE_FORMAT, DAY, min_free=1.1, now=clock)
-    for name in ("z", "a", "m"):
-        make(store, name)
-        removed.remove(name)
-        clock.time += timedelta(minutes=1)
+    remove_in_turn(store, removed, clock, "z", "a", "m")
 
     removed.expire()
     assert names(removed) == ["a", "m"]
@@ -269,10 +274,7 @@ def test_one_that_cannot_be_deleted_stops_no_other_and_is_told_of_once(
     store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, min_free: float
 ) -> None:
     removed = Removed(store.volumes, DATE_FORMAT, DAY, min_free=min_free, now=clock)
-    for name in ("a", "m", "z"):
-        make(store, name)
-        removed.remove(name)
-        clock.time += timedelta(minutes=1)
+    remove_in_turn(store, removed, clock, "a", "m", "z")
     (stuck,) = removed.list("a")
     path = removed.path / str(stuck)
     clock.time += timedelta() if min_free else 2 * DAY
@@ -292,10 +294,7 @@ def test_where_nothing_can_be_deleted_the_others_can_be_had_back(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed = Removed(store.volumes, DATE_FORMAT, DAY, min_free=1.1, now=clock)
-    for name in ("a", "m", "z"):
-        make(store, name)
-        removed.remove(name)
-        clock.time += timedelta(minutes=1)
+    remove_in_turn(store, removed, clock, "a", "m", "z")
 
     def fail(_: Path) -> None:
         raise OSError(5, "Input/output error")
